@@ -1,0 +1,132 @@
+// o = softmax(score(Q K^T)) V in one pass over the keys, as software GPUs like it: online softmax, whole rows.
+// One workgroup owns BLOCK_Q rows of one head; an invocation owns rows lane and lane + THREADS with all their
+// columns, and walks 8 keys at a time, whose address all invocations share: loaded once for all.
+// Keys that no row of the workgroup sees are skipped; only keys that some row does not see are masked ("edge").
+// Expects: HEAD_DIM, V_HEAD_DIM, BLOCK_Q, Params, block_begin, block_end, score, load_q4, load_k4, load_v4,
+// store_out4, store_lse.
+// Provides: flash_lane_kernel.
+const THREADS: u32 = BLOCK_Q / 2u;
+const KEYS: u32 = 4u;
+const D4: u32 = (HEAD_DIM + 3u) / 4u;
+const V4: u32 = (V_HEAD_DIM + 3u) / 4u;
+const LOWEST: f32 = -3.4028235e38;   // no finite score is below it
+
+fn dot_onto(a: vec4<f32>, b: vec4<f32>, c: f32) -> f32 {
+    return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, c))));
+}
+
+@compute @workgroup_size(THREADS)
+fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let id = flat_id(group);
+    if id >= params.workgroups { return; }
+    let tile = id % params.tiles;
+    let head = id / params.tiles % params.heads;
+    let batch = id / params.tiles / params.heads;
+    let b = params.batch_first + batch;
+    let h = params.head_first + head;
+    let kv_head = kv_head_of(head);
+    let q_first = params.q_base + batch * params.q_batch + head * params.q_head;
+    let k_first = params.k_base + batch * params.k_batch + kv_head * params.k_head;
+    let v_first = params.v_base + batch * params.v_batch + kv_head * params.v_head;
+
+    let row_first = tile * BLOCK_Q;
+    let row_last = min(row_first + BLOCK_Q, params.q_len) - 1u;
+    let begin = block_begin(batch, row_first);
+    let end = block_end(batch, row_last);
+    let all_begin = block_begin(batch, row_last);   // every row sees the keys from here ...
+    let all_end = block_end(batch, row_first);      // ... to here
+    let row0 = min(row_first + lane, row_last);
+    let row1 = min(row_first + lane + THREADS, row_last);
+    let lo0 = block_begin(batch, row0);
+    let hi0 = block_end(batch, row0);
+    let lo1 = block_begin(batch, row1);
+    let hi1 = block_end(batch, row1);
+
+    var q0: array<vec4<f32>, D4>;
+    var q1: array<vec4<f32>, D4>;
+    var o0: array<vec4<f32>, V4>;
+    var o1: array<vec4<f32>, V4>;
+    for (var d = 0u; d < D4; d++) {
+        q0[d] = load_q4(q_first + row0 * params.q_row + d * 4u, HEAD_DIM - d * 4u);
+        q1[d] = load_q4(q_first + row1 * params.q_row + d * 4u, HEAD_DIM - d * 4u);
+    }
+    var m0 = LOWEST;
+    var m1 = LOWEST;
+    var l0 = 0.0;
+    var l1 = 0.0;
+    for (var key = begin; key < end; key += KEYS) {
+        var s0: array<f32, KEYS>;
+        var s1: array<f32, KEYS>;
+        for (var d = 0u; d < D4; d++) {
+            for (var c = 0u; c < KEYS; c++) {
+                let at = k_first + min(key + c, params.kv_len - 1u) * params.k_row;
+                let k4 = load_k4(at + d * 4u, HEAD_DIM - d * 4u);
+                s0[c] = dot_onto(q0[d], k4, s0[c]);
+                s1[c] = dot_onto(q1[d], k4, s1[c]);
+            }
+        }
+        let edge = key < all_begin || key + KEYS > all_end;
+        var larger0 = m0;
+        var larger1 = m1;
+        for (var c = 0u; c < KEYS; c++) {
+            let j = params.kv_first + key + c;
+            s0[c] = score(s0[c], b, h, params.q_first + row0, j);
+            s1[c] = score(s1[c], b, h, params.q_first + row1, j);
+            larger0 = select(larger0, max(larger0, s0[c]), !edge || (key + c >= lo0 && key + c < hi0));
+            larger1 = select(larger1, max(larger1, s1[c]), !edge || (key + c >= lo1 && key + c < hi1));
+        }
+        let keep0 = exp(m0 - larger0);
+        let keep1 = exp(m1 - larger1);
+        m0 = larger0;
+        m1 = larger1;
+        l0 *= keep0;
+        l1 *= keep1;
+        for (var c = 0u; c < KEYS; c++) {
+            s0[c] = select(0.0, exp(s0[c] - m0), !edge || (key + c >= lo0 && key + c < hi0));
+            s1[c] = select(0.0, exp(s1[c] - m1), !edge || (key + c >= lo1 && key + c < hi1));
+            l0 += s0[c];
+            l1 += s1[c];
+        }
+        if edge {
+            for (var d = 0u; d < V4; d++) {
+                var x0 = o0[d] * keep0;
+                var x1 = o1[d] * keep1;
+                for (var c = 0u; c < KEYS; c++) {
+                    let at = v_first + min(key + c, params.kv_len - 1u) * params.v_row;
+                    let v4 = load_v4(at + d * 4u, V_HEAD_DIM - d * 4u);
+                    x0 = select(x0, fma(vec4<f32>(s0[c]), v4, x0), s0[c] != 0.0);
+                    x1 = select(x1, fma(vec4<f32>(s1[c]), v4, x1), s1[c] != 0.0);
+                }
+                o0[d] = x0;
+                o1[d] = x1;
+            }
+        } else {
+            for (var d = 0u; d < V4; d++) {
+                var x0 = o0[d] * keep0;
+                var x1 = o1[d] * keep1;
+                for (var c = 0u; c < KEYS; c++) {
+                    let v4 = load_v4(v_first + (key + c) * params.v_row + d * 4u, V_HEAD_DIM - d * 4u);
+                    x0 = fma(vec4<f32>(s0[c]), v4, x0);
+                    x1 = fma(vec4<f32>(s1[c]), v4, x1);
+                }
+                o0[d] = x0;
+                o1[d] = x1;
+            }
+        }
+    }
+
+    let out_first = params.out_base + batch * params.out_batch + head * params.out_head;
+    let norm0 = select(0.0, 1.0 / l0, l0 > 0.0);
+    let norm1 = select(0.0, 1.0 / l1, l1 > 0.0);
+    for (var d = 0u; d < V4; d++) {
+        let at = out_first + d * 4u;
+        if row_first + lane <= row_last {
+            store_out4(at + row0 * params.out_row, V_HEAD_DIM - d * 4u, o0[d] * norm0);
+        }
+        if row_first + lane + THREADS <= row_last {
+            store_out4(at + row1 * params.out_row, V_HEAD_DIM - d * 4u, o1[d] * norm1);
+        }
+    }
+    if row_first + lane <= row_last { store_lse(batch, head, row0, m0, l0); }
+    if row_first + lane + THREADS <= row_last { store_lse(batch, head, row1, m1, l1); }
+}

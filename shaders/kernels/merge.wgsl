@@ -1,0 +1,40 @@
+// o_i = sum over parts of exp(lse_p - lse) o_p, lse = ln of the sum of exp(lse_p): results over ranges of keys
+// become the result over all of them. A part of -inf, known by its bits, saw no key and adds nothing.
+// One workgroup owns one row.
+// Expects: THREADS, V_HEAD_DIM, partial_out, partial_lse, out, Params, store_lse.
+// Provides: merge_kernel.
+const LOWEST: f32 = -3.4028235e38;
+
+@compute @workgroup_size(THREADS)
+fn merge_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let id = flat_id(group);
+    if id >= params.workgroups { return; }
+    let row = id % params.q_len;
+    let head = id / params.q_len % params.heads;
+    let batch = id / params.q_len / params.heads;
+    let first = params.out_base + batch * params.out_batch + head * params.out_head + row * params.out_row;
+
+    var m = LOWEST;
+    for (var p = 0u; p < params.parts; p++) {
+        let bits = partial_lse[params.partial_lse_base + p * params.partial_lse_part + id];
+        if bits != params.neg_infinity { m = max(m, bitcast<f32>(bits)); }
+    }
+    var l = 0.0;
+    for (var p = 0u; p < params.parts; p++) {
+        let bits = partial_lse[params.partial_lse_base + p * params.partial_lse_part + id];
+        if bits != params.neg_infinity { l += exp(bitcast<f32>(bits) - m); }
+    }
+    let norm = select(0.0, 1.0 / l, l > 0.0);
+    for (var d = lane; d < V_HEAD_DIM; d += THREADS) {
+        var o = 0.0;
+        for (var p = 0u; p < params.parts; p++) {
+            let bits = partial_lse[params.partial_lse_base + p * params.partial_lse_part + id];
+            if bits != params.neg_infinity {
+                let at = params.partial_out_base + p * params.partial_out_part + id * V_HEAD_DIM + d;
+                o = fma(exp(bitcast<f32>(bits) - m) * norm, partial_out[at], o);
+            }
+        }
+        out[first + d] = o;
+    }
+    if lane == 0u { store_lse(batch, head, row, m, l); }
+}

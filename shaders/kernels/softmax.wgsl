@@ -1,0 +1,62 @@
+// p[i, j] = exp(s[i, j] - m_i) / l_i in place, lse_i = m_i + ln l_i.
+// One workgroup owns one row. Exactly 0 goes where the row sees no key: everywhere if WHOLE_ROWS, else where
+// the third stage, which takes BLOCK_M rows at a time, looks.
+// Expects: THREADS, BLOCK_M, WHOLE_ROWS, scores, Params, block_begin, block_end, score, store_lse.
+// Provides: softmax_kernel.
+var<workgroup> lane_m: array<f32, THREADS>;
+var<workgroup> lane_l: array<f32, THREADS>;
+
+const LOWEST: f32 = -3.4028235e38;   // no finite score is below it: m needs no other sign that a key was seen
+
+@compute @workgroup_size(THREADS)
+fn softmax_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let id = flat_id(group);
+    if id >= params.workgroups { return; }
+    let row = id % params.q_len;
+    let head = id / params.q_len % params.heads;
+    let batch = id / params.q_len / params.heads;
+    let first = params.scores_base + batch * params.scores_batch + head * params.scores_head + row * params.scores_row;
+    let begin = block_begin(batch, row);
+    let end = block_end(batch, row);
+    let b = params.batch_first + batch;
+    let h = params.head_first + head;
+    let i = params.q_first + row;
+
+    var m = LOWEST;
+    var l = 0.0;
+    for (var j = begin + lane; j < end; j += THREADS) {
+        let s = score(scores[first + j], b, h, i, params.kv_first + j);
+        let larger = max(m, s);
+        l = l * exp(m - larger) + exp(s - larger);
+        m = larger;
+    }
+    lane_m[lane] = m;
+    lane_l[lane] = l;
+    workgroupBarrier();
+    for (var half = THREADS / 2u; half > 0u; half /= 2u) {
+        if lane < half {
+            let other = lane_m[lane + half];
+            let larger = max(lane_m[lane], other);
+            lane_l[lane] = lane_l[lane] * exp(lane_m[lane] - larger) + lane_l[lane + half] * exp(other - larger);
+            lane_m[lane] = larger;
+        }
+        workgroupBarrier();
+    }
+    m = lane_m[0];
+    l = lane_l[0];
+
+    let tile = row / BLOCK_M * BLOCK_M;
+    let zero_begin = select(block_begin(batch, tile) / 16u * 16u, 0u, WHOLE_ROWS);
+    let tile_end = block_end(batch, min(tile + BLOCK_M, params.q_len) - 1u);
+    let padded = (params.kv_len + 3u) / 4u * 4u;
+    let zero_end = select(min((tile_end + 15u) / 16u * 16u, padded), params.kv_len, WHOLE_ROWS);
+    let norm = select(0.0, 1.0 / l, l > 0.0);
+    for (var j = zero_begin + lane; j < zero_end; j += THREADS) {
+        var p = 0.0;
+        if j >= begin && j < end {
+            p = exp(score(scores[first + j], b, h, i, params.kv_first + j) - m) * norm;
+        }
+        scores[first + j] = p;
+    }
+    if lane == 0u { store_lse(batch, head, row, m, l); }
+}

@@ -1,0 +1,42 @@
+// o_i = sum over j of p[i, j] * v_j (+ o_i, where the keys come in ranges).
+// One workgroup owns BLOCK_M rows x BLOCK_N columns of one head, and walks the keys that some row of it sees.
+// Expects: V_HEAD_DIM, scores, v, out, Params, block_begin, block_end, load_scores4, product.
+// Provides: values_kernel.
+var<private> v_first: u32;
+var<private> out_first: u32;
+var<private> scores_first: u32;
+
+fn fetch_a4(m: u32, k: u32) -> vec4<f32> {
+    if k >= params.kv_len { return vec4<f32>(); }
+    return load_scores4(scores_first + min(m, params.q_len - 1u) * params.scores_row + k, params.kv_len - k);
+}
+
+fn fetch_b4(n: u32, k: u32) -> vec4<f32> {
+    let column = v_first + min(n, V_HEAD_DIM - 1u);
+    let last = params.kv_len - 1u;
+    return vec4<f32>(v[column + min(k, last) * params.v_row], v[column + min(k + 1u, last) * params.v_row],
+                     v[column + min(k + 2u, last) * params.v_row], v[column + min(k + 3u, last) * params.v_row]);
+}
+
+fn emit(m: u32, n: u32, c: f32) {
+    let i = out_first + m * params.out_row + n;
+    if params.accumulate != 0u { out[i] = out[i] + c; } else { out[i] = c; }
+}
+
+@compute @workgroup_size(THREADS)
+fn values_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let id = flat_id(group);
+    if id >= params.workgroups { return; }
+    let n_tiles = (V_HEAD_DIM + BLOCK_N - 1u) / BLOCK_N;
+    let n = id % n_tiles * BLOCK_N;
+    let m = id / n_tiles % params.tiles * BLOCK_M;
+    let head = id / n_tiles / params.tiles % params.heads;
+    let batch = id / n_tiles / params.tiles / params.heads;
+    let last = min(m + BLOCK_M, params.q_len) - 1u;
+    v_first = params.v_base + batch * params.v_batch + kv_head_of(head) * params.v_head;
+    out_first = params.out_base + batch * params.out_batch + head * params.out_head;
+    scores_first = params.scores_base + batch * params.scores_batch + head * params.scores_head + params.kv_first;
+    product(lane, m, n, params.q_len, V_HEAD_DIM,
+            block_begin(batch, m) / CHUNK * CHUNK, block_end(batch, last),
+            block_begin(batch, last), block_end(batch, m));
+}

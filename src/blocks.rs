@@ -1,0 +1,240 @@
+//! Cuts a problem into blocks whose tensors each fit one binding.
+
+use crate::error::PlanError;
+use crate::problem::{Shape, Strides};
+use crate::tensors::Operand;
+use std::ops::Range;
+
+/// Keys are cut at multiples of this, so that every kernel's tiles stay whole.
+pub(crate) const KEY_TILE: u32 = 64;
+
+/// A tensor of rank 4 as it lies in an operand.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct View {
+    pub(crate) operand: Operand,
+    /// Where its first element is, in bytes.
+    pub(crate) base_bytes: u64,
+    pub(crate) strides: Strides,
+    /// Elements of the innermost axis.
+    pub(crate) dim: u32,
+}
+
+/// All tensors are 4 bytes an element until half types come.
+pub(crate) const ELEMENT_BYTES: u64 = 4;
+
+impl View {
+    /// Where the block's part lies, in bytes of the operand.
+    pub(crate) fn bytes(
+        &self,
+        batch: &Range<u32>,
+        heads: &Range<u32>,
+        rows: &Range<u32>,
+    ) -> Range<u64> {
+        let s = self.strides;
+        let first = u64::from(batch.start) * s.batch
+            + u64::from(heads.start) * s.head
+            + u64::from(rows.start) * s.row;
+        let start = self.base_bytes + first * ELEMENT_BYTES;
+        start..start + self.extent_bytes(len(batch), len(heads), len(rows))
+    }
+
+    fn extent_bytes(&self, batch: u32, heads: u32, rows: u32) -> u64 {
+        let extent = self.strides.extent(batch, heads, rows, self.dim);
+        extent.and_then(|n| n.checked_mul(ELEMENT_BYTES)).unwrap_or(u64::MAX)
+    }
+
+    /// Whether rows can be read four elements at a time, wherever the operand's start allows it.
+    pub(crate) fn is_vec4(&self) -> bool {
+        let s = self.strides;
+        [s.batch, s.head, s.row, self.dim.into(), self.base_bytes / ELEMENT_BYTES]
+            .iter()
+            .all(|n| n.is_multiple_of(4))
+    }
+}
+
+fn len(range: &Range<u32>) -> u32 {
+    range.end - range.start
+}
+
+/// A part of a problem, by ranges of its axes.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Block {
+    pub(crate) batch: Range<u32>,
+    pub(crate) heads: Range<u32>,
+    pub(crate) q: Range<u32>,
+    group_size: u32,
+}
+
+impl Block {
+    pub(crate) fn kv_heads(&self) -> Range<u32> {
+        self.heads.start / self.group_size..self.heads.end.div_ceil(self.group_size)
+    }
+
+    pub(crate) fn counts(&self) -> [u32; 3] {
+        [len(&self.batch), len(&self.heads), len(&self.q)]
+    }
+
+    /// Query rows of all its heads and sequences.
+    pub(crate) fn rows(&self) -> u64 {
+        self.counts().into_iter().map(u64::from).product()
+    }
+}
+
+/// How much of each axis a block takes at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Chunk {
+    batch: u32,
+    heads: u32,
+    q: u32,
+    pub(crate) kv: u32,
+}
+
+/// Which axes a tensor has, and its size.
+pub(crate) enum Extent {
+    /// Indexed by batch, head and query.
+    Queries(View),
+    /// Indexed by batch, key/value head and key.
+    Keys(View),
+    /// The block's own, f32 elements a query row; for results over ranges of keys, of each range.
+    Scratch { row: u64, per_range: bool },
+}
+
+#[derive(Clone, Copy)]
+enum Axis {
+    Batch,
+    Heads,
+    Q,
+    Kv,
+}
+
+impl Chunk {
+    /// The largest blocks of `shape` of which each named tensor takes at most `limit` bytes.
+    pub(crate) fn fit(
+        shape: &Shape,
+        limit: u64,
+        tensors: &[(&'static str, Extent)],
+    ) -> Result<Self, PlanError> {
+        let mut chunk = Self {
+            batch: shape.batch.max(1),
+            heads: shape.heads,
+            q: shape.q_len.max(1),
+            kv: shape.kv_len.max(1),
+        };
+        loop {
+            let too_large = tensors
+                .iter()
+                .map(|(name, extent)| (name, extent, chunk.bytes(shape, extent)))
+                .find(|(_, _, bytes)| *bytes > limit);
+            let Some((name, extent, required)) = too_large else { return Ok(chunk) };
+            let Some(axis) = chunk.outermost(shape, extent) else {
+                let what = match extent {
+                    Extent::Keys(_) => format!("one key tile of {name}"),
+                    _ => format!("one row of {name}"),
+                };
+                let limit_name = "max_storage_buffer_binding_size";
+                return Err(PlanError::LimitExceeded {
+                    what,
+                    limit: limit_name,
+                    required,
+                    available: limit,
+                });
+            };
+            chunk.halve(axis, shape.group_size());
+        }
+    }
+
+    fn kv_heads(&self, group_size: u32) -> u32 {
+        self.heads.div_ceil(group_size)
+    }
+
+    fn bytes(&self, shape: &Shape, extent: &Extent) -> u64 {
+        match extent {
+            Extent::Queries(view) => view.extent_bytes(self.batch, self.heads, self.q),
+            Extent::Keys(view) => {
+                view.extent_bytes(self.batch, self.kv_heads(shape.group_size()), self.kv)
+            }
+            Extent::Scratch { row, per_range } => {
+                let ranges = if *per_range { shape.kv_len.div_ceil(self.kv) } else { 1 };
+                [self.batch, self.heads, self.q, ranges]
+                    .into_iter()
+                    .fold(row * ELEMENT_BYTES, |bytes, n| bytes.saturating_mul(n.into()))
+            }
+        }
+    }
+
+    /// The axis that is worth cutting: the one with the largest stride of those that can be cut.
+    fn outermost(&self, shape: &Shape, extent: &Extent) -> Option<Axis> {
+        let axes = match extent {
+            Extent::Queries(view) => [
+                (view.strides.batch, self.batch > 1, Axis::Batch),
+                (view.strides.head, self.heads > 1, Axis::Heads),
+                (view.strides.row, self.q > 1, Axis::Q),
+            ],
+            Extent::Keys(view) => [
+                (view.strides.batch, self.batch > 1, Axis::Batch),
+                (view.strides.head, self.kv_heads(shape.group_size()) > 1, Axis::Heads),
+                (view.strides.row, self.kv > KEY_TILE, Axis::Kv),
+            ],
+            Extent::Scratch { .. } => [
+                (2, self.batch > 1, Axis::Batch),
+                (1, self.heads > 1, Axis::Heads),
+                (0, self.q > 1, Axis::Q),
+            ],
+        };
+        axes.into_iter()
+            .filter(|(_, divisible, _)| *divisible)
+            .max_by_key(|(stride, ..)| *stride)
+            .map(|(.., axis)| axis)
+    }
+
+    fn halve(&mut self, axis: Axis, group_size: u32) {
+        let tiles = |n: u32| {
+            if n > KEY_TILE { (n / 2).next_multiple_of(KEY_TILE) } else { n.div_ceil(2) }
+        };
+        match axis {
+            Axis::Batch => self.batch = self.batch.div_ceil(2),
+            // Whole groups of heads that share keys, as long as there are several.
+            Axis::Heads if self.heads > group_size => {
+                self.heads = (self.heads / group_size).div_ceil(2) * group_size;
+            }
+            Axis::Heads => self.heads = self.heads.div_ceil(2),
+            Axis::Q => self.q = tiles(self.q),
+            Axis::Kv => self.kv = tiles(self.kv),
+        }
+    }
+
+    /// The blocks of `shape`, each with all its keys.
+    pub(crate) fn blocks(self, shape: &Shape) -> impl Iterator<Item = Block> {
+        let shape = *shape;
+        let group_size = shape.group_size();
+        // A block that takes less than a group of heads never reaches into the next group.
+        let (outer, inner) =
+            if self.heads < group_size { (group_size, self.heads) } else { (self.heads, self.heads) };
+        cut(0..shape.batch, self.batch).flat_map(move |batch| {
+            cut(0..shape.heads, outer).flat_map(move |group| cut(group, inner)).flat_map(
+                move |heads| {
+                    let batch = batch.clone();
+                    cut(0..shape.q_len, self.q).map(move |q| Block {
+                        batch: batch.clone(),
+                        heads: heads.clone(),
+                        q,
+                        group_size,
+                    })
+                },
+            )
+        })
+    }
+
+    /// The ranges of keys that are bound at once.
+    pub(crate) fn kv_ranges(self, shape: &Shape) -> impl ExactSizeIterator<Item = Range<u32>> {
+        cut(0..shape.kv_len, self.kv)
+    }
+}
+
+fn cut(range: Range<u32>, size: u32) -> impl ExactSizeIterator<Item = Range<u32>> {
+    let Range { start, end } = range;
+    (0..(end - start).div_ceil(size)).map(move |i| {
+        let first = start + i * size;
+        first..end.min(first.saturating_add(size))
+    })
+}

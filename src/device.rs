@@ -1,0 +1,88 @@
+//! What a plan may rely on.
+
+use crate::error::PlanError;
+use crate::kernels::{Access, Kernel};
+
+/// What kind of machine executes the kernels: tiles are chosen by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DeviceClass {
+    /// A GPU.
+    Hardware,
+    /// A software GPU such as lavapipe or `SwiftShader`: a CPU runs the kernels.
+    Software,
+}
+
+/// Limits and class of a device.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// Limits that the device was created with.
+    pub limits: wgpu::Limits,
+    /// What tiles are chosen by.
+    pub class: DeviceClass,
+}
+
+impl Capabilities {
+    /// Reads them off a device.
+    pub fn of(device: &wgpu::Device) -> Self {
+        let software = device.adapter_info().device_type == wgpu::DeviceType::Cpu;
+        let class = if software { DeviceClass::Software } else { DeviceClass::Hardware };
+        Self { limits: device.limits(), class }
+    }
+
+    /// What every WebGPU device offers.
+    pub fn portable() -> Self {
+        Self { limits: wgpu::Limits::default(), class: DeviceClass::Hardware }
+    }
+
+    /// The same limits, tiles of another class.
+    #[must_use]
+    pub fn with_class(self, class: DeviceClass) -> Self {
+        Self { class, ..self }
+    }
+
+    /// Bytes that one storage binding may take: the device's limit, below 2^31 so that no index overflows.
+    pub(crate) fn binding_bytes(&self) -> u64 {
+        let limits = &self.limits;
+        limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min((1 << 31) - 16)
+    }
+
+    /// Checks what `kernel` needs of the device.
+    pub(crate) fn fit(&self, kernel: &Kernel) -> Result<(), PlanError> {
+        let storage = kernel.bindings.iter().filter(|b| b.access != Access::Uniform).count();
+        let limits = &self.limits;
+        for (limit, required, available) in [
+            (
+                "max_compute_workgroup_storage_size",
+                u64::from(kernel.workgroup_bytes),
+                limits.max_compute_workgroup_storage_size,
+            ),
+            (
+                "max_compute_invocations_per_workgroup",
+                u64::from(kernel.workgroup_size),
+                limits.max_compute_invocations_per_workgroup,
+            ),
+            (
+                "max_compute_workgroup_size_x",
+                u64::from(kernel.workgroup_size),
+                limits.max_compute_workgroup_size_x,
+            ),
+            (
+                "max_storage_buffers_per_shader_stage",
+                storage as u64,
+                limits.max_storage_buffers_per_shader_stage,
+            ),
+        ] {
+            if required > u64::from(available) {
+                return Err(PlanError::LimitExceeded {
+                    what: kernel.name.to_owned(),
+                    limit,
+                    required,
+                    available: available.into(),
+                });
+            }
+        }
+        Ok(())
+    }
+}

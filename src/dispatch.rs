@@ -1,0 +1,260 @@
+//! A plan bound to buffers, ready to record.
+
+use crate::blocks::ELEMENT_BYTES;
+use crate::error::BindError;
+use crate::kernels::{Access, Kernel};
+use crate::plan::{Plan, REGION_ALIGNMENT, Step};
+use crate::tensors::{Operand, Tensors};
+use std::num::NonZeroU64;
+use std::ops::Range;
+
+/// Commands of one plan over one set of buffers; record it as often as you like.
+#[derive(Clone, Debug)]
+pub struct Dispatch {
+    launches: Vec<Launch>,
+}
+
+#[derive(Clone, Debug)]
+struct Launch {
+    name: &'static str,
+    pipeline: wgpu::ComputePipeline,
+    bind_group: wgpu::BindGroup,
+    workgroups: [u32; 2],
+}
+
+impl Dispatch {
+    pub(crate) fn new(
+        device: &wgpu::Device,
+        pipeline: impl Fn(&Kernel) -> wgpu::ComputePipeline,
+        limits: &wgpu::Limits,
+        plan: &Plan,
+        tensors: &Tensors<'_>,
+    ) -> Result<Self, BindError> {
+        tensors.check(plan)?;
+        let workspace = Workspace::new(device, limits, plan, tensors)?;
+        let resolved: Vec<_> =
+            plan.steps.iter().map(|step| Resolved::new(step, limits, tensors, &workspace)).collect();
+        let uniforms = Uniforms::new(device, limits, &resolved)?;
+        let launches = resolved
+            .iter()
+            .enumerate()
+            .map(|(index, step)| {
+                let pipeline = pipeline(&step.kernel);
+                let mut entries =
+                    vec![wgpu::BindGroupEntry { binding: 0, resource: uniforms.binding(index, step) }];
+                for (binding, slot) in (1..).zip(&step.slots) {
+                    entries.push(wgpu::BindGroupEntry { binding, resource: slot.resource() });
+                }
+                let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+                    label: Some(step.kernel.name),
+                    layout: &pipeline.get_bind_group_layout(0),
+                    entries: &entries,
+                });
+                let name = step.kernel.name;
+                Launch { name, pipeline, bind_group, workgroups: step.workgroups }
+            })
+            .collect();
+        Ok(Self { launches })
+    }
+
+    /// Records one compute pass.
+    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
+        self.record(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some("attention"),
+            timestamp_writes: None,
+        }));
+    }
+
+    /// Records into a pass that the caller has open. Changes its pipeline and its bind group 0.
+    pub fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
+        for index in 0..self.launches.len() {
+            self.record_step(index, pass);
+        }
+    }
+
+    /// Records one step alone, in the order of [`Plan::kernels`](crate::Plan::kernels): to measure it.
+    ///
+    /// # Panics
+    /// If there is no such step.
+    pub fn record_step(&self, index: usize, pass: &mut wgpu::ComputePass<'_>) {
+        let Launch { pipeline, bind_group, workgroups: [x, y], .. } = &self.launches[index];
+        pass.set_pipeline(pipeline);
+        pass.set_bind_group(0, bind_group, &[]);
+        pass.dispatch_workgroups(*x, *y, 1);
+    }
+
+    /// Names of the kernels, in launch order.
+    pub fn kernels(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.launches.iter().map(|launch| launch.name)
+    }
+}
+
+/// Scratch: where each region of the plan lies.
+struct Workspace {
+    regions: Vec<(wgpu::Buffer, u64)>,
+}
+
+impl Workspace {
+    fn new(
+        device: &wgpu::Device,
+        limits: &wgpu::Limits,
+        plan: &Plan,
+        tensors: &Tensors<'_>,
+    ) -> Result<Self, BindError> {
+        let mut offset = 0;
+        let regions = plan.regions.iter().map(|&size| {
+            if let Some(slice) = tensors.given_workspace() {
+                let at = slice.offset() + offset;
+                offset += size.next_multiple_of(REGION_ALIGNMENT);
+                return Ok((slice.buffer().clone(), at));
+            }
+            check_size("the workspace", size, limits)?;
+            let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("attention workspace"),
+                size,
+                usage: wgpu::BufferUsages::STORAGE,
+                mapped_at_creation: false,
+            });
+            Ok((buffer, 0))
+        });
+        Ok(Self { regions: regions.collect::<Result<_, BindError>>()? })
+    }
+}
+
+fn check_size(what: &'static str, required: u64, limits: &wgpu::Limits) -> Result<(), BindError> {
+    let available = limits.max_buffer_size;
+    if required > available {
+        return Err(BindError::BufferTooLarge { what, required, available });
+    }
+    Ok(())
+}
+
+/// What one binding of a step is bound to.
+struct Slot {
+    buffer: wgpu::Buffer,
+    bytes: Range<u64>,
+}
+
+impl Slot {
+    fn resource(&self) -> wgpu::BindingResource<'_> {
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer: &self.buffer,
+            offset: self.bytes.start,
+            size: NonZeroU64::new(self.bytes.end - self.bytes.start),
+        })
+    }
+}
+
+/// A step whose buffers are known: the variant that fits them, and the bases that they leave.
+struct Resolved {
+    kernel: Kernel,
+    params: Vec<u8>,
+    slots: Vec<Slot>,
+    workgroups: [u32; 2],
+}
+
+impl Resolved {
+    fn new(
+        step: &Step,
+        limits: &wgpu::Limits,
+        tensors: &Tensors<'_>,
+        workspace: &Workspace,
+    ) -> Self {
+        let located: Vec<(wgpu::Buffer, Range<u64>)> = step
+            .bound
+            .iter()
+            .map(|bound| {
+                let (buffer, offset) = match bound.operand {
+                    Operand::Workspace(region) => workspace.regions[region].clone(),
+                    operand => {
+                        let slice = tensors.get(operand).expect("`check` found every operand");
+                        (slice.buffer().clone(), slice.offset())
+                    }
+                };
+                (buffer, offset + bound.bytes.start..offset + bound.bytes.end)
+            })
+            .collect();
+
+        let aligned = (step.kernel.bindings[1..].iter().zip(&located))
+            .all(|(binding, (_, bytes))| bytes.start.is_multiple_of(binding.element_bytes()));
+        let mut kernel = match &step.scalar {
+            Some(scalar) if !aligned => scalar.clone(),
+            _ => step.kernel.clone(),
+        };
+        share_written_buffers(&mut kernel, &located);
+
+        let mut params = step.params.clone();
+        let alignment = u64::from(limits.min_storage_buffer_offset_alignment.max(16));
+        let mut slots = Vec::new();
+        for (binding, (buffer, bytes)) in kernel.bindings[1..].iter().zip(located) {
+            let start = bytes.start / alignment * alignment;
+            let base = u32::try_from((bytes.start - start) / ELEMENT_BYTES)
+                .expect("less than an alignment");
+            let field = (kernel.fields.iter())
+                .find(|(field, ..)| field.strip_suffix("_base") == Some(binding.name))
+                .expect("every binding has a base");
+            params[field.1 as usize..][..4].copy_from_slice(&base.to_ne_bytes());
+            slots.push(Slot { buffer, bytes: start..bytes.end });
+        }
+        Self { kernel, params, slots, workgroups: step.workgroups }
+    }
+}
+
+/// wgpu lets no dispatch bind a buffer for reading alone and for writing, even in disjoint parts: what shares
+/// a written buffer is declared `read_write` too.
+fn share_written_buffers(kernel: &mut Kernel, located: &[(wgpu::Buffer, Range<u64>)]) {
+    let written: Vec<&wgpu::Buffer> = (kernel.bindings[1..].iter().zip(located))
+        .filter(|(binding, _)| binding.access == Access::ReadWrite)
+        .map(|(_, (buffer, _))| buffer)
+        .collect();
+    for (binding, (buffer, _)) in kernel.bindings[1..].iter_mut().zip(located) {
+        if written.contains(&buffer) {
+            binding.access = Access::ReadWrite;
+        }
+    }
+}
+
+/// One buffer with the params of every step.
+struct Uniforms {
+    buffer: Option<wgpu::Buffer>,
+    stride: u64,
+}
+
+impl Uniforms {
+    fn new(
+        device: &wgpu::Device,
+        limits: &wgpu::Limits,
+        steps: &[Resolved],
+    ) -> Result<Self, BindError> {
+        let longest = steps.iter().map(|step| step.params.len()).max().unwrap_or(0);
+        let stride =
+            (longest as u64).next_multiple_of(limits.min_uniform_buffer_offset_alignment.into());
+        let size = stride * steps.len() as u64;
+        if size == 0 {
+            return Ok(Self { buffer: None, stride });
+        }
+        check_size("the uniforms", size, limits)?;
+        let mut contents = Vec::new();
+        for step in steps {
+            contents.extend_from_slice(&step.params);
+            contents.resize(contents.len().next_multiple_of(usize::try_from(stride).expect("small")), 0);
+        }
+        let buffer = wgpu::util::DeviceExt::create_buffer_init(
+            device,
+            &wgpu::util::BufferInitDescriptor {
+                label: Some("attention params"),
+                contents: &contents,
+                usage: wgpu::BufferUsages::UNIFORM,
+            },
+        );
+        Ok(Self { buffer: Some(buffer), stride })
+    }
+
+    fn binding(&self, index: usize, step: &Resolved) -> wgpu::BindingResource<'_> {
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer: self.buffer.as_ref().expect("there are steps"),
+            offset: self.stride * index as u64,
+            size: NonZeroU64::new(step.params.len() as u64),
+        })
+    }
+}

@@ -1,0 +1,53 @@
+//! A tiled matrix product with bias: the projections.
+
+use super::staged::load;
+use super::{Binding, Kernel, Product, params};
+use crate::shader::{Source, file};
+use crate::tuning::Tuning;
+
+params! {
+    /// Uniforms of `kernels/linear.wgsl`. Bases are filled in when buffers are bound.
+    LinearParams {
+        rows: u32, inputs: u32, outputs: u32, tiles: u32, grid_width: u32, workgroups: u32,
+        x_base: u32, x_row: u32, w_base: u32, w_row: u32, y_base: u32, y_row: u32, bias_base: u32,
+    }
+}
+
+/// `y = x w^T + b`: `kernels/linear.wgsl`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Linear {
+    pub(crate) product: Product,
+    pub(crate) bias: bool,
+    pub(crate) vec4: bool,
+}
+
+impl From<Linear> for Kernel {
+    fn from(c: Linear) -> Self {
+        let bias =
+            if c.bias { file!("common/bias.wgsl") } else { file!("common/no_bias.wgsl") };
+        let source =
+            Source::default().file(load("x", c.vec4)).file(load("w", c.vec4)).file(bias);
+        let mut bindings = vec![
+            Binding::PARAMS,
+            Binding::read("x", c.vec4),
+            Binding::read("w", c.vec4),
+            Binding::write("y", false),
+        ];
+        bindings.extend(c.bias.then(|| Binding::read("bias", false)));
+        Self {
+            name: "linear",
+            source: c.product.add_to(source, false, false).file(file!("kernels/linear.wgsl")),
+            bindings,
+            fields: LinearParams::FIELDS,
+            workgroup_size: c.product.workgroup_size(),
+            workgroup_bytes: c.product.workgroup_bytes(),
+        }
+    }
+}
+
+pub(super) fn variants(tuning: &Tuning) -> Vec<Kernel> {
+    let product = tuning.product;
+    [(true, true), (true, false), (false, true), (false, false)]
+        .map(|(bias, vec4)| Linear { product, bias, vec4 }.into())
+        .into()
+}

@@ -1,0 +1,41 @@
+//! Uniform structs that mirror their WGSL originals; a test compares them.
+
+/// Name, offset and size in bytes of one field of a params struct.
+pub type Field = (&'static str, u32, u32);
+
+/// A uniform struct of 4-byte scalars and the table of its fields.
+macro_rules! params {
+    ($(#[$meta:meta])* $name:ident { $($field:ident: $ty:ty),* $(,)? }) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+        pub(crate) struct $name { $(pub(crate) $field: $ty),* }
+
+        impl $name {
+            #[allow(clippy::cast_possible_truncation, reason = "a struct of a few hundred bytes")]
+            pub(crate) const FIELDS: &'static [$crate::kernels::Field] = &[
+                $((stringify!($field), std::mem::offset_of!($name, $field) as u32, size_of::<$ty>() as u32)),*
+            ];
+        }
+    };
+}
+pub(crate) use params;
+
+params! {
+    /// Uniforms of `common/attention.wgsl`. Bases are filled in when buffers are bound.
+    AttentionParams {
+        batch: u32, heads: u32, q_len: u32, kv_len: u32,
+        batch_first: u32, head_first: u32, q_first: u32, kv_first: u32,
+        group_size: u32, grid_width: u32, workgroups: u32, tiles: u32,
+        q_base: u32, q_batch: u32, q_head: u32, q_row: u32,
+        k_base: u32, k_batch: u32, k_head: u32, k_row: u32,
+        v_base: u32, v_batch: u32, v_head: u32, v_row: u32,
+        out_base: u32, out_batch: u32, out_head: u32, out_row: u32,
+        scores_base: u32, scores_batch: u32, scores_head: u32, scores_row: u32,
+        lse_base: u32, lse_batch: u32, lse_head: u32,
+        partial_out_base: u32, partial_out_part: u32,
+        partial_lse_base: u32, partial_lse_part: u32, parts: u32,
+        accumulate: u32, neg_infinity: u32,
+        band_begin: i32, band_end: i32, scale: f32,
+    }
+}

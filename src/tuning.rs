@@ -1,0 +1,79 @@
+//! Tiles by device class: data, each row with its reason.
+
+use crate::device::DeviceClass;
+use crate::kernels::{FlashLane, FlashTile, Kernel, Product};
+
+/// Which fused kernel, and its tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flash {
+    /// Register tiles of `block_q` rows.
+    Tile { block_q: u32 },
+    /// Whole rows, `block_q` a workgroup, for heads up to `widest`; wider ones take a tile.
+    Lane { block_q: u32, widest: u32 },
+}
+
+/// What the planner takes for one device class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tuning {
+    /// Matrix products: the first and third stage, the projections.
+    pub(crate) product: Product,
+    /// The fused kernel.
+    pub(crate) flash: Flash,
+    /// Invocations that share one row in the second stage, in merges and fills.
+    pub(crate) row_threads: u32,
+}
+
+impl Tuning {
+    pub(crate) fn of(class: DeviceClass) -> Self {
+        match class {
+            // 64 x 64 with 4 x 4 an invocation: 64 FMA for 8 reads of workgroup memory, 10 KiB, no spills on
+            // any compiler looked at. 32 rows in the fused kernel fit the 16 KiB that every device has.
+            DeviceClass::Hardware => Self {
+                product: Product::Tile { block_m: 64, block_n: 64, tile_m: 4 },
+                flash: Flash::Tile { block_q: 32 },
+                row_threads: 64,
+            },
+            // A software GPU runs the lanes of a subgroup as one vector: a uniform address costs one load, a
+            // barrier costs a switch of coroutines, a gather costs a load a lane.
+            DeviceClass::Software => Self {
+                product: Product::Lane { block_m: 16, block_n: 32 },
+                flash: Flash::Lane { block_q: 32, widest: 128 },
+                row_threads: 16,
+            },
+        }
+    }
+
+    /// Rows that a workgroup of the fused kernel owns, and workgroups that share them by columns of out.
+    pub(crate) fn flash_block(&self, head_dim: u32, v_head_dim: u32) -> (u32, u64) {
+        let slices = v_head_dim.div_ceil(FlashTile::v_columns(v_head_dim));
+        match self.flash {
+            Flash::Lane { block_q, widest } if head_dim.max(v_head_dim) <= widest => (block_q, 1),
+            Flash::Lane { .. } => (32, slices.into()),
+            Flash::Tile { block_q } => (block_q, slices.into()),
+        }
+    }
+
+    /// The fused kernel for these sizes.
+    pub(crate) fn flash_kernel(
+        &self,
+        head_dim: u32,
+        v_head_dim: u32,
+        banded: bool,
+        lse: bool,
+        vec4: bool,
+    ) -> Kernel {
+        match self.flash {
+            Flash::Lane { block_q, widest } if head_dim.max(v_head_dim) <= widest => {
+                FlashLane { head_dim, v_head_dim, block_q, banded, lse, vec4 }.into()
+            }
+            Flash::Lane { .. } => {
+                let tile = Self { flash: Flash::Tile { block_q: 32 }, ..*self };
+                tile.flash_kernel(head_dim, v_head_dim, banded, lse, vec4)
+            }
+            Flash::Tile { block_q } => {
+                let q_resident = head_dim <= 32;
+                FlashTile { head_dim, v_head_dim, block_q, q_resident, banded, lse, vec4 }.into()
+            }
+        }
+    }
+}
