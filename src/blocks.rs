@@ -208,8 +208,11 @@ impl Chunk {
         let shape = *shape;
         let group_size = shape.group_size();
         // A block that takes less than a group of heads never reaches into the next group.
-        let (outer, inner) =
-            if self.heads < group_size { (group_size, self.heads) } else { (self.heads, self.heads) };
+        let (outer, inner) = if self.heads < group_size {
+            (group_size, self.heads)
+        } else {
+            (self.heads, self.heads)
+        };
         cut(0..shape.batch, self.batch).flat_map(move |batch| {
             cut(0..shape.heads, outer).flat_map(move |group| cut(group, inner)).flat_map(
                 move |heads| {

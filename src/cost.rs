@@ -55,9 +55,13 @@ mod tests {
     #[test]
     fn visible_pairs_are_those_of_the_definition() {
         for (q_len, kv_len) in [(1, 1), (5, 9), (9, 5), (7, 7), (0, 3), (3, 0), (40, 13)] {
-            for (left, right) in
-                [(None, None), (None, Some(0)), (Some(2), Some(0)), (Some(3), Some(4)), (Some(0), None)]
-            {
+            for (left, right) in [
+                (None, None),
+                (None, Some(0)),
+                (Some(2), Some(0)),
+                (Some(3), Some(4)),
+                (Some(0), None),
+            ] {
                 for diagonal in [
                     Diagonal::BottomRight,
                     Diagonal::TopLeft,
@@ -66,9 +70,8 @@ mod tests {
                 ] {
                     let shape = Shape::cross_attention(1, 1, q_len, kv_len, 8);
                     let problem = Problem::new(shape).mask(Mask::band(left, right).along(diagonal));
-                    let counted: u64 = (0..q_len)
-                        .map(|i| problem.mask.kv_range(&shape, i).len() as u64)
-                        .sum();
+                    let counted: u64 =
+                        (0..q_len).map(|i| problem.mask.kv_range(&shape, i).len() as u64).sum();
                     assert_eq!(visible_pairs(&problem), counted, "{problem:?}");
                 }
             }

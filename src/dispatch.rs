@@ -32,16 +32,21 @@ impl Dispatch {
     ) -> Result<Self, BindError> {
         tensors.check(plan)?;
         let workspace = Workspace::new(device, limits, plan, tensors)?;
-        let resolved: Vec<_> =
-            plan.steps.iter().map(|step| Resolved::new(step, limits, tensors, &workspace)).collect();
+        let resolved: Vec<_> = plan
+            .steps
+            .iter()
+            .map(|step| Resolved::new(step, limits, tensors, &workspace))
+            .collect();
         let uniforms = Uniforms::new(device, limits, &resolved)?;
         let launches = resolved
             .iter()
             .enumerate()
             .map(|(index, step)| {
                 let pipeline = pipeline(&step.kernel);
-                let mut entries =
-                    vec![wgpu::BindGroupEntry { binding: 0, resource: uniforms.binding(index, step) }];
+                let mut entries = vec![wgpu::BindGroupEntry {
+                    binding: 0,
+                    resource: uniforms.binding(index, step),
+                }];
                 for (binding, slot) in (1..).zip(&step.slots) {
                     entries.push(wgpu::BindGroupEntry { binding, resource: slot.resource() });
                 }
@@ -237,7 +242,10 @@ impl Uniforms {
         let mut contents = Vec::new();
         for step in steps {
             contents.extend_from_slice(&step.params);
-            contents.resize(contents.len().next_multiple_of(usize::try_from(stride).expect("small")), 0);
+            contents.resize(
+                contents.len().next_multiple_of(usize::try_from(stride).expect("small")),
+                0,
+            );
         }
         let buffer = wgpu::util::DeviceExt::create_buffer_init(
             device,

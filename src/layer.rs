@@ -230,9 +230,8 @@ impl SelfAttention {
         let v_first = k_first + k_width;
         let (q_row, kv_row) = (problem.q.row, problem.k.row);
         let bias = |operand: Operand| self.biases.then_some(operand);
-        let context = self.context_dim.map_or((Operand::X, model_dim), |dim| {
-            (Operand::Context, dim.into())
-        });
+        let context =
+            self.context_dim.map_or((Operand::X, model_dim), |dim| (Operand::Context, dim.into()));
         if self.packed {
             let all = Projection {
                 x: (Operand::X, model_dim),
@@ -255,8 +254,11 @@ impl SelfAttention {
         }
 
         let heads_region = planner.region();
-        let view = |operand, first: u64, strides, dim| {
-            View { operand, base_bytes: first * ELEMENT_BYTES, strides, dim }
+        let view = |operand, first: u64, strides, dim| View {
+            operand,
+            base_bytes: first * ELEMENT_BYTES,
+            strides,
+            dim,
         };
         let views = Views {
             q: view(q_region, 0, problem.q, s.head_dim),

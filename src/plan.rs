@@ -208,9 +208,10 @@ impl<'a> Planner<'a> {
         self.capabilities.fit(&chosen)?;
         let axis = u64::from(self.capabilities.limits.max_compute_workgroups_per_dimension);
         let available = axis.saturating_mul(axis).min(u32::MAX.into());
-        let Ok(count) = u32::try_from(total).map_err(|_| ()).and_then(|count| {
-            if total <= available { Ok(count) } else { Err(()) }
-        }) else {
+        let Ok(count) = u32::try_from(total)
+            .map_err(|_| ())
+            .and_then(|count| if total <= available { Ok(count) } else { Err(()) })
+        else {
             let kernel = chosen.name;
             return Err(PlanError::TooManyWorkgroups { kernel, required: total, available });
         };
@@ -358,14 +359,23 @@ impl AttentionPlanner<'_, '_> {
             let head_tiles = block.rows() / u64::from(rows) * u64::from(rows.div_ceil(block_m));
             for keys in chunk.kv_ranges(&shape) {
                 let params = with_scores(self.params(&block, &keys, &out));
-                let bound =
-                    vec![self.queries(&block, &q), self.keys(&block, &keys, &k), scores_bound.clone()];
+                let bound = vec![
+                    self.queries(&block, &q),
+                    self.keys(&block, &keys, &k),
+                    scores_bound.clone(),
+                ];
                 let total = head_tiles * u64::from((keys.end - keys.start).div_ceil(block_n));
                 let kernel = |vec4| {
                     let (product, head_dim) = (tuning.product, shape.head_dim);
                     Scores { product, head_dim, banded, vec4 }.into()
                 };
-                self.step(kernel, q.is_vec4() && k.is_vec4(), bound, total, tiled(params, rows, block_m))?;
+                self.step(
+                    kernel,
+                    q.is_vec4() && k.is_vec4(),
+                    bound,
+                    total,
+                    tiled(params, rows, block_m),
+                )?;
             }
 
             let softmax = Softmax {
@@ -385,8 +395,11 @@ impl AttentionPlanner<'_, '_> {
                     accumulate: (keys.start > 0).into(),
                     ..with_scores(self.params(&block, &keys, &out))
                 };
-                let bound =
-                    vec![scores_bound.clone(), self.keys(&block, &keys, &v), self.queries(&block, &out)];
+                let bound = vec![
+                    scores_bound.clone(),
+                    self.keys(&block, &keys, &v),
+                    self.queries(&block, &out),
+                ];
                 let total = head_tiles * u64::from(shape.v_head_dim.div_ceil(block_n));
                 let kernel = |vec4| {
                     let (product, v_head_dim) = (tuning.product, shape.v_head_dim);

@@ -5,11 +5,11 @@ use std::fmt::{self, Write as _};
 
 /// A WGSL file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct File {
+pub(crate) struct File {
     /// Path under `shaders/`, or a caller's name for its own text.
-    pub path: Cow<'static, str>,
+    pub(crate) path: Cow<'static, str>,
     /// Its text.
-    pub text: Cow<'static, str>,
+    pub(crate) text: Cow<'static, str>,
 }
 
 impl File {
@@ -56,6 +56,24 @@ impl Source {
         self
     }
 
+    /// The constants, and the files that others may stand in for, in one word.
+    pub(crate) fn variant(&self) -> String {
+        let constants = self.prelude.lines().filter_map(|line| {
+            let (name, value) = line.strip_prefix("const ")?.split_once(": ")?;
+            let value = value.split(" = ").nth(1)?.trim_end_matches([';', 'u']);
+            Some(format!("{}={value}", name.to_lowercase()))
+        });
+        let files = self.files.iter().filter_map(|file| {
+            let (folder, name) = file.path.split_once('/')?;
+            let name = name.trim_end_matches(".wgsl");
+            let chosen = !matches!(folder, "kernels") && !matches!(name, "attention");
+            chosen.then(|| name.to_owned())
+        });
+        let mut parts: Vec<_> = constants.chain(files).collect();
+        parts.dedup();
+        parts.join(".")
+    }
+
     /// The whole text, with `declarations` between the constants and the files.
     pub(crate) fn text(&self, declarations: &str) -> String {
         let mut text = format!("{}{declarations}", self.prelude);
@@ -89,9 +107,6 @@ impl Source {
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let constants = self.prelude.lines().map(|line| line.trim_start_matches("const "));
-        f.debug_list()
-            .entries(constants)
-            .entries(self.files.iter().map(|file| &file.path))
-            .finish()
+        f.debug_list().entries(constants).entries(self.files.iter().map(|file| &file.path)).finish()
     }
 }

@@ -152,7 +152,7 @@ impl<'a> Tensors<'a> {
     }
 
     /// Gives `slice` as `operand`.
-    fn with(mut self, operand: Operand, slice: BufferSlice<'a>) -> Self {
+    pub(crate) fn with(mut self, operand: Operand, slice: BufferSlice<'a>) -> Self {
         self.slices.retain(|(other, _)| *other != operand);
         self.slices.push((operand, slice));
         self

@@ -7,10 +7,8 @@ use wgpu_attention::DeviceClass;
 use wgpu_attention::kernels::{self, Access, Kernel};
 
 fn all() -> Vec<(Kernel, naga::Module)> {
-    let kernels: Vec<_> = [DeviceClass::Hardware, DeviceClass::Software]
-        .into_iter()
-        .flat_map(kernels::all)
-        .collect();
+    let kernels: Vec<_> =
+        [DeviceClass::Hardware, DeviceClass::Software].into_iter().flat_map(kernels::all).collect();
     assert!(kernels.len() > 100, "{} variants", kernels.len());
     kernels.into_iter().map(|kernel| (kernel.clone(), parse(&kernel))).collect()
 }
@@ -79,7 +77,11 @@ fn every_storage_binding_has_a_base_in_the_params() {
     for (kernel, _) in all() {
         for binding in &kernel.bindings[1..] {
             let base = format!("{}_base", binding.name);
-            assert!(kernel.fields.iter().any(|(name, ..)| *name == base), "{}: {base}", kernel.name);
+            assert!(
+                kernel.fields.iter().any(|(name, ..)| *name == base),
+                "{}: {base}",
+                kernel.name
+            );
         }
     }
 }

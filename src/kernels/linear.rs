@@ -23,10 +23,8 @@ pub(crate) struct Linear {
 
 impl From<Linear> for Kernel {
     fn from(c: Linear) -> Self {
-        let bias =
-            if c.bias { file!("common/bias.wgsl") } else { file!("common/no_bias.wgsl") };
-        let source =
-            Source::default().file(load("x", c.vec4)).file(load("w", c.vec4)).file(bias);
+        let bias = if c.bias { file!("common/bias.wgsl") } else { file!("common/no_bias.wgsl") };
+        let source = Source::default().file(load("x", c.vec4)).file(load("w", c.vec4)).file(bias);
         let mut bindings = vec![
             Binding::PARAMS,
             Binding::read("x", c.vec4),

@@ -76,7 +76,10 @@ pub(super) fn variants(tuning: &Tuning) -> Vec<Kernel> {
         .into_iter()
         .flat_map(|v_head_dim| {
             [false, true].into_iter().flat_map(move |lse| {
-                [Fill { threads, v_head_dim, lse }.into(), Merge { threads, v_head_dim, lse }.into()]
+                [
+                    Fill { threads, v_head_dim, lse }.into(),
+                    Merge { threads, v_head_dim, lse }.into(),
+                ]
             })
         })
         .collect()

@@ -92,6 +92,11 @@ impl Kernel {
         format!("{}_kernel", self.name)
     }
 
+    /// Its name and what tells it from its variants: constants and files, in one word.
+    pub fn label(&self) -> String {
+        format!("{}.{}", self.name, self.source.variant())
+    }
+
     /// Which file and line a 1-based line of [`wgsl`](Self::wgsl) came from.
     pub fn locate(&self, line: usize) -> (String, usize) {
         let declarations = self.declarations();

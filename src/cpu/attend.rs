@@ -1,0 +1,256 @@
+//! Attention of blocks of rows against blocks of keys, on all cores.
+
+use super::product::{Matrix, product};
+use super::softmax::{Softmax, exp};
+use crate::problem::{Problem, Shape, Strides};
+use crate::reference::start;
+use pulp::{Arch, Scalar};
+use rayon::prelude::*;
+use std::mem::take;
+use std::ops::Range;
+
+/// Most query rows of a block: their scores against [`KEYS`] keys stay in a core's L2 cache.
+const ROWS: usize = 96;
+/// Keys of a block.
+const KEYS: u32 = 256;
+/// f32 lanes of the widest vectors in use; each holds a query row's score.
+const LANES: usize = 8;
+/// Attention of the whole problem. Slices are as long as the problem's strides reach.
+pub(super) fn forward(
+    problem: &Problem,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    out: &mut [f32],
+    lse: Option<&mut [f32]>,
+    weights: Option<&mut [f32]>,
+) {
+    let s = problem.shape;
+    if s.batch == 0 || s.q_len == 0 {
+        return;
+    }
+    let split_dense = |data, width| split(&s, data, Strides::bhsd(s.heads, s.q_len, width), width);
+    let mut lse = lse.map(|lse| split_dense(lse, 1).into_iter());
+    let mut weights = weights.map(|weights| split_dense(weights, s.kv_len).into_iter());
+    let mut rows: Vec<Row> = positions(&s)
+        .zip(split(&s, out, problem.out, s.v_head_dim))
+        .map(|(at, out)| Row {
+            at,
+            out,
+            lse: lse.as_mut().and_then(Iterator::next),
+            weights: weights.as_mut().and_then(Iterator::next),
+        })
+        .collect();
+
+    let block = rows.len().div_ceil(tasks()).next_multiple_of(LANES).min(ROWS);
+    rows.par_chunks_mut(s.q_len as usize * s.group_size() as usize).for_each(|same_keys| {
+        same_keys.par_chunks_mut(block).for_each(|rows| attend(problem, q, k, v, rows));
+    });
+}
+
+/// Enough of them that threads finish together although causal rows differ in work.
+pub(super) fn tasks() -> usize {
+    4 * rayon::current_num_threads()
+}
+
+/// Where the results of one query go.
+struct Row<'a> {
+    /// Batch, head, query position.
+    at: (u32, u32, u32),
+    /// `[v_head_dim]`.
+    out: &'a mut [f32],
+    /// One element.
+    lse: Option<&'a mut [f32]>,
+    /// `[kv_len]`.
+    weights: Option<&'a mut [f32]>,
+}
+
+/// Every query: those that read the same keys together, and of these, neighbours in position
+/// together, so that a block of them sees about the same keys in prefill and in decode.
+fn positions(shape: &Shape) -> impl Iterator<Item = (u32, u32, u32)> {
+    let Shape { batch, kv_heads, q_len, .. } = *shape;
+    let group = shape.group_size();
+    let heads = move |kv_head: u32| kv_head * group..(kv_head + 1) * group;
+    (0..batch)
+        .flat_map(move |batch| (0..kv_heads).map(move |kv_head| (batch, kv_head)))
+        .flat_map(move |(batch, kv_head)| (0..q_len).map(move |q_pos| (batch, kv_head, q_pos)))
+        .flat_map(move |(batch, kv_head, q_pos)| {
+            heads(kv_head).map(move |head| (batch, head, q_pos))
+        })
+}
+
+/// Cuts an output into its rows, in the order of [`positions`]. Threads then write rows of any
+/// strides in place, without `unsafe` and without a copy, for one pointer a row.
+fn split<'a>(
+    shape: &Shape,
+    data: &'a mut [f32],
+    strides: Strides,
+    width: u32,
+) -> Vec<&'a mut [f32]> {
+    let mut starts: Vec<_> =
+        positions(shape).enumerate().map(|(i, at)| (start(strides, at), i)).collect();
+    starts.par_sort_unstable();
+    let mut rows: Vec<&mut [f32]> = starts.iter().map(|_| Default::default()).collect();
+    let (mut rest, mut rest_start) = (data, 0);
+    for (start, i) in starts {
+        let from_row = &mut take(&mut rest)[start - rest_start..];
+        (rows[i], rest) = from_row.split_at_mut(width as usize);
+        rest_start = start + width as usize;
+    }
+    rows
+}
+
+/// Attention of rows that read the same keys.
+fn attend(problem: &Problem, q: &[f32], k: &[f32], v: &[f32], rows: &mut [Row]) {
+    let s = problem.shape;
+    let (dim, v_dim) = (s.head_dim as usize, s.v_head_dim as usize);
+    let (batch, head, _) = rows[0].at;
+    let kv_head = head / s.group_size();
+    let mut state = State::new(problem, rows);
+    let lanes = state.max.len();
+    // Transposed, so that gemm reads queries, keys and scores with unit stride.
+    let mut queries = vec![0.0; dim * lanes];
+    for (lane, row) in rows.iter_mut().enumerate() {
+        for (d, x) in q[start(problem.q, row.at)..][..dim].iter().enumerate() {
+            queries[d * lanes + lane] = *x;
+        }
+        row.weights.iter_mut().for_each(|weights| weights.fill(0.0));
+    }
+    let queries = Matrix { data: &queries, strides: (1, lanes) };
+
+    let seen = state.seen();
+    let mut scores = vec![0.0; lanes * seen.len().min(KEYS as usize)];
+    for first in seen.clone().step_by(KEYS as usize) {
+        let block = first..seen.end.min(first + KEYS);
+        let scores = &mut scores[..lanes * block.len()];
+        let at = (batch, kv_head, first);
+        let keys = Matrix {
+            data: &k[start(problem.k, at)..],
+            strides: (1, stride(problem.k.row, block.len())),
+        };
+        let shape = (lanes, block.len(), dim);
+        product(shape, scores, 0.0, problem.effective_scale(), queries, keys);
+        for (lane, row) in rows.iter_mut().enumerate() {
+            let Some(weights) = &mut row.weights else { continue };
+            for j in state.visible(lane, &block) {
+                weights[first as usize + j] = scores[j * lanes + lane];
+            }
+        }
+        Arch::new().dispatch(Softmax { state: &mut state, scores, first });
+        let values = Matrix {
+            data: &v[start(problem.v, at)..],
+            strides: (1, stride(problem.v.row, block.len())),
+        };
+        state.add_values(scores, values, v_dim, &block);
+    }
+    state.store(rows);
+}
+
+/// Distance of neighbours on an axis; the stride of an axis of one element may be anything.
+fn stride(elements: u64, len: usize) -> usize {
+    if len > 1 { usize::try_from(elements).expect("a slice in memory") } else { 0 }
+}
+
+/// Softmax and weighted sum of a block of rows, as far as keys have been read; one lane a row.
+pub(super) struct State {
+    /// First key that a lane sees.
+    pub(super) start: Vec<u32>,
+    /// Keys that a lane sees; none in the lanes past the last row.
+    pub(super) count: Vec<u32>,
+    /// Largest score; `-inf` before the first.
+    pub(super) max: Vec<f32>,
+    /// Sum of `exp(score - max)`.
+    pub(super) sum: Vec<f32>,
+    /// What the last block of keys shrank `exp(score - max)` of earlier keys by.
+    pub(super) decay: Vec<f32>,
+    /// `[rows, v_head_dim]`, not yet divided by `sum`.
+    out: Vec<f32>,
+}
+
+impl State {
+    fn new(problem: &Problem, rows: &[Row]) -> Self {
+        // A lone row (decode) is a matrix-vector product, which padding would make a slower one.
+        let lanes = if rows.len() == 1 { 1 } else { rows.len().next_multiple_of(LANES) };
+        let (mut start, mut count) = (vec![0; lanes], vec![0; lanes]);
+        for (lane, row) in rows.iter().enumerate() {
+            let visible = problem.mask.kv_range(&problem.shape, row.at.2);
+            (start[lane], count[lane]) = (visible.start, visible.end - visible.start);
+        }
+        Self {
+            start,
+            count,
+            max: vec![f32::NEG_INFINITY; lanes],
+            sum: vec![0.0; lanes],
+            decay: vec![0.0; lanes],
+            out: vec![0.0; rows.len() * problem.shape.v_head_dim as usize],
+        }
+    }
+
+    /// From the first key that some row sees to the last.
+    fn seen(&self) -> Range<u32> {
+        let lanes = || self.start.iter().zip(&self.count).filter(|(_, count)| **count > 0);
+        let start = lanes().map(|(start, _)| *start).min();
+        let end = lanes().map(|(start, count)| start + count).max();
+        start.unwrap_or(0)..end.unwrap_or(0)
+    }
+
+    /// Keys of a block that a lane sees, counted from the block's first.
+    fn visible(&self, lane: usize, block: &Range<u32>) -> Range<usize> {
+        let in_block = |key: u32| (key.clamp(block.start, block.end) - block.start) as usize;
+        let start = self.start[lane];
+        in_block(start)..in_block(start + self.count[lane])
+    }
+
+    /// `out = decay * out + weights * values`.
+    fn add_values(&mut self, weights: &[f32], values: Matrix, v_dim: usize, block: &Range<u32>) {
+        let lanes = self.decay.len();
+        for (out, decay) in self.out.chunks_exact_mut(v_dim).zip(&self.decay) {
+            out.iter_mut().for_each(|x| *x *= decay);
+        }
+        let value = |j: usize| &values.data[j * values.strides.1..][..v_dim];
+        let rows = self.out.len() / v_dim;
+        let all_visible = (0..rows).all(|lane| self.visible(lane, block).len() == block.len());
+        // A weight of 0 times NaN is NaN: rows that do not see a value must not multiply it then.
+        if all_visible || (0..block.len()).all(|j| is_finite(value(j))) {
+            let weights = Matrix { data: weights, strides: (lanes, 1) };
+            product((v_dim, rows, block.len()), &mut self.out, 1.0, 1.0, values, weights);
+            return;
+        }
+        for lane in 0..rows {
+            for j in self.visible(lane, block) {
+                let out = &mut self.out[lane * v_dim..][..v_dim];
+                for (x, value) in out.iter_mut().zip(value(j)) {
+                    *x += weights[j * lanes + lane] * value;
+                }
+            }
+        }
+    }
+
+    /// Divides by the sums, and turns scores that `attend` left in the rows into weights.
+    fn store(&self, rows: &mut [Row]) {
+        for (lane, row) in rows.iter_mut().enumerate() {
+            let (start, count) = (self.start[lane] as usize, self.count[lane] as usize);
+            let (max, sum) = (self.max[lane], self.sum[lane]);
+            if count == 0 {
+                row.out.fill(0.0);
+                row.lse.iter_mut().for_each(|lse| lse[0] = f32::NEG_INFINITY);
+                continue;
+            }
+            let first = lane * row.out.len();
+            for (out, x) in row.out.iter_mut().zip(&self.out[first..]) {
+                *out = x / sum;
+            }
+            row.lse.iter_mut().for_each(|lse| lse[0] = max + sum.ln());
+            for weight in row.weights.iter_mut().flat_map(|weights| &mut weights[start..][..count])
+            {
+                *weight = exp(Scalar::new(), *weight - max) / sum;
+            }
+        }
+    }
+}
+
+/// Without a branch, so that it is a few vector instructions.
+fn is_finite(values: &[f32]) -> bool {
+    let largest = values.iter().map(|x| x.abs().to_bits()).fold(0, u32::max);
+    largest < f32::INFINITY.to_bits()
+}

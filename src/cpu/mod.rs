@@ -1,0 +1,100 @@
+//! The CPU path of the runner: blocked, on all cores, for machines without a GPU.
+
+use crate::error::{Error, PlanError};
+use crate::host::{Outputs, Transfer};
+use crate::layer::SelfAttention;
+use crate::problem::Problem;
+use crate::tensors::Operand;
+
+mod attend;
+mod product;
+mod softmax;
+
+/// One attention.
+pub(crate) fn run(problem: &Problem, transfer: &Transfer<'_>) -> Result<Outputs, Error> {
+    if let Some(what) = problem.unsupported() {
+        return Err(PlanError::NotSupported { what }.into());
+    }
+    let [q, k, v] = [Operand::Q, Operand::K, Operand::V].map(|operand| transfer.input(operand));
+    Ok(attention(problem, q, k, v, transfer))
+}
+
+/// One layer.
+pub(crate) fn run_layer(layer: &SelfAttention, transfer: &Transfer<'_>) -> Result<Outputs, Error> {
+    let problem = layer.problem();
+    let s = problem.shape;
+    let count = |n: u64| {
+        let bytes = n.checked_mul(crate::blocks::ELEMENT_BYTES);
+        let fits = bytes.is_some_and(|bytes| isize::try_from(bytes).is_ok());
+        let n = if fits { usize::try_from(n).ok() } else { None };
+        n.ok_or(crate::ProblemError::Unaddressable { tensor: "q" })
+    };
+    let rows = |len: u32| u64::from(s.batch) * u64::from(len);
+    let [q_width, k_width, v_width] = layer.widths();
+    let (q_row, kv_row) = (count(problem.q.row)?, count(problem.k.row)?);
+    let mut q = vec![0.0; count(rows(s.q_len).saturating_mul(problem.q.row))?];
+    let mut kv = match layer.context_dim {
+        None => Vec::new(),
+        Some(_) => vec![0.0; count(rows(s.kv_len).saturating_mul(problem.k.row))?],
+    };
+    let project =
+        |x: Operand, w: Operand, bias: Operand, y: &mut [f32], y_row: usize, outputs: u64| {
+            let (x, w, bias) = (transfer.input(x), transfer.input(w), transfer.input(bias));
+            let outputs = count(outputs)?;
+            let inputs = w.len() / outputs;
+            let bias = (!bias.is_empty()).then_some(bias);
+            product::linear(x, w, bias, x.len() / inputs, inputs, outputs, y, y_row);
+            Ok::<_, Error>(())
+        };
+
+    // Side by side in one buffer where the sequence is one and the same.
+    let k_first = count(if kv.is_empty() && layer.context_dim.is_none() { q_width } else { 0 })?;
+    let v_first = k_first + count(k_width)?;
+    if layer.packed {
+        project(Operand::X, Operand::WQkv, Operand::BQkv, &mut q, q_row, problem.q.row)?;
+    } else {
+        project(Operand::X, Operand::WQ, Operand::BQ, &mut q, q_row, q_width)?;
+        let (context, kv) = match layer.context_dim {
+            None => (Operand::X, &mut q),
+            Some(_) => (Operand::Context, &mut kv),
+        };
+        for (w, bias, first, width) in [
+            (Operand::WK, Operand::BK, k_first, k_width),
+            (Operand::WV, Operand::BV, v_first, v_width),
+        ] {
+            let y = kv.get_mut(first..).unwrap_or_default();
+            project(context, w, bias, y, kv_row, width)?;
+        }
+    }
+
+    let kv = if layer.context_dim.is_some() { &kv } else { &q };
+    let (k, v) = (kv.get(k_first..).unwrap_or(&[]), kv.get(v_first..).unwrap_or(&[]));
+    let heads = attention(&problem, &q, k, v, transfer);
+    let (w, bias) = (transfer.input(Operand::WO), transfer.input(Operand::BO));
+    let mut out = vec![0.0; transfer.output_len(Operand::Out).unwrap_or(0)];
+    let (inputs, outputs) = (count(problem.out.row)?, count(layer.out_dim.into())?);
+    let bias = (!bias.is_empty()).then_some(bias);
+    let rows = heads.out.len() / inputs;
+    product::linear(&heads.out, w, bias, rows, inputs, outputs, &mut out, outputs);
+    Ok(Outputs { out, ..heads })
+}
+
+fn attention(
+    problem: &Problem,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    transfer: &Transfer<'_>,
+) -> Outputs {
+    let s = problem.shape;
+    let extent = problem.out.extent(s.batch, s.heads, s.q_len, s.v_head_dim);
+    let zeros = |n: usize| vec![0.0; n];
+    let mut outputs = Outputs {
+        out: zeros(extent.and_then(|n| usize::try_from(n).ok()).expect("validated")),
+        lse: transfer.output_len(Operand::Lse).map(zeros),
+        weights: transfer.output_len(Operand::Weights).map(zeros),
+    };
+    let Outputs { out, lse, weights } = &mut outputs;
+    attend::forward(problem, q, k, v, out, lse.as_deref_mut(), weights.as_deref_mut());
+    outputs
+}

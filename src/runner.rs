@@ -1,0 +1,407 @@
+//! Host memory in, host memory out: picks a device, uploads, runs, reads back.
+
+use crate::attention::Attention;
+use crate::device::DeviceClass;
+use crate::dispatch::Dispatch;
+use crate::download::Download;
+use crate::error::Error;
+use crate::host::{Inputs, LayerInputs, Outputs, Transfer};
+use crate::layer::SelfAttention;
+use crate::pipeline::Checks;
+use crate::plan::{Algorithm, Plan};
+use crate::problem::Problem;
+use crate::tensors::{Operand, Tensors};
+use std::sync::{Arc, OnceLock};
+
+/// Which device a [`Runner`] takes, and how it sets it up.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct RunnerOptions {
+    /// Take a software GPU where there is no other, before the CPU path.
+    pub software: bool,
+    /// Take the first adapter whose name contains this, whatever its type.
+    pub adapter: Option<String>,
+    /// Fail where there is no adapter: never take the CPU path.
+    pub gpu_only: bool,
+    /// Ask for WebGPU's default limits, not all that the adapter has.
+    pub default_limits: bool,
+    /// Whether wgpu adds its own checks to the shaders.
+    pub checks: Checks,
+    /// Tiles of this class, not of the adapter's own.
+    pub class: Option<DeviceClass>,
+}
+
+/// Attention on tensors in host memory, on a GPU or, where there is none, on the CPU.
+///
+/// It uploads inputs and reads results back at every call: for a program that has its tensors on a device
+/// already, [`Attention`] is the way.
+#[derive(Debug)]
+pub struct Runner {
+    options: RunnerOptions,
+    backend: Backend,
+}
+
+#[derive(Debug)]
+enum Backend {
+    Gpu(Box<Gpu>),
+    #[cfg(feature = "cpu")]
+    Cpu,
+}
+
+#[derive(Debug)]
+struct Gpu {
+    adapter: wgpu::Adapter,
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    attention: Attention,
+    lost: Arc<OnceLock<String>>,
+}
+
+impl Runner {
+    /// A hardware adapter, else the CPU path. `log::info` says which.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`] when the adapter gives none; [`Error::NoAdapter`] where there is neither an adapter
+    /// nor, without the feature `cpu`, a CPU path.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn new() -> Result<Self, Error> {
+        Self::with_options(RunnerOptions::default())
+    }
+
+    /// As [`new`](Self::new), with options.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn with_options(options: RunnerOptions) -> Result<Self, Error> {
+        pollster::block_on(Self::with_options_async(options))
+    }
+
+    /// As [`with_options`](Self::with_options), without blocking.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub async fn with_options_async(options: RunnerOptions) -> Result<Self, Error> {
+        let instance =
+            wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+        let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
+        let software =
+            |adapter: &wgpu::Adapter| adapter.get_info().device_type == wgpu::DeviceType::Cpu;
+        let named = |adapter: &wgpu::Adapter, text: &str| adapter.get_info().name.contains(text);
+        let chosen = match &options.adapter {
+            Some(text) => adapters.iter().find(|adapter| named(adapter, text)),
+            None => (adapters.iter().find(|adapter| !software(adapter)))
+                .or_else(|| adapters.iter().find(|adapter| options.software && software(adapter))),
+        };
+        if let Some(adapter) = chosen {
+            return Self::on_adapter(adapter.clone(), options).await;
+        }
+        let names: Vec<_> = adapters.iter().map(|adapter| adapter.get_info().name).collect();
+        let why = match (&options.adapter, names.as_slice()) {
+            (_, []) => "none was found".to_owned(),
+            (Some(text), names) => format!("none of {names:?} is named {text:?}"),
+            (None, names) => format!("only software was found: {names:?}"),
+        };
+        #[cfg(feature = "cpu")]
+        if !options.gpu_only && options.adapter.is_none() {
+            log::info!("attention runs on the CPU path: no adapter: {why}");
+            return Ok(Self { options, backend: Backend::Cpu });
+        }
+        Err(Error::NoAdapter(why))
+    }
+
+    /// The CPU path, whatever adapters there are.
+    #[cfg(feature = "cpu")]
+    pub fn cpu() -> Self {
+        Self { options: RunnerOptions::default(), backend: Backend::Cpu }
+    }
+
+    /// A device of this adapter.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`] when the adapter gives none.
+    pub async fn on_adapter(adapter: wgpu::Adapter, options: RunnerOptions) -> Result<Self, Error> {
+        let limits = adapter.limits();
+        let timestamps = wgpu::Features::TIMESTAMP_QUERY;
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("attention runner"),
+            required_features: adapter.features() & timestamps,
+            required_limits: if options.default_limits {
+                wgpu::Limits::default().or_worse_values_from(&limits)
+            } else {
+                limits
+            },
+            ..Default::default()
+        };
+        let (device, queue) = (adapter.request_device(&descriptor).await)
+            .map_err(|error| Error::NoDevice(error.to_string()))?;
+        let lost = Arc::new(OnceLock::new());
+        let note = Arc::clone(&lost);
+        device.set_device_lost_callback(move |reason, message| {
+            // Only the first loss counts.
+            let _ = note.set(format!("{reason:?}: {message}"));
+        });
+        let mut attention = Attention::new(&device).with_checks(options.checks);
+        if let Some(class) = options.class {
+            attention = attention.with_class(class);
+        }
+        let info = adapter.get_info();
+        log::info!("attention runs on {} ({}, {})", info.name, info.backend, info.driver_info);
+        let gpu = Gpu { adapter, device, queue, attention, lost };
+        Ok(Self { options, backend: Backend::Gpu(Box::new(gpu)) })
+    }
+
+    /// A new runner of the same kind: after [`Error::DeviceLost`], with a new device.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub async fn renew(&self) -> Result<Self, Error> {
+        match &self.backend {
+            Backend::Gpu(gpu) => Self::on_adapter(gpu.adapter.clone(), self.options.clone()).await,
+            #[cfg(feature = "cpu")]
+            Backend::Cpu => Ok(Self { options: self.options.clone(), backend: Backend::Cpu }),
+        }
+    }
+
+    /// The adapter it runs on; `None` is the CPU path.
+    pub fn adapter_info(&self) -> Option<wgpu::AdapterInfo> {
+        self.gpu().map(|gpu| gpu.adapter.get_info())
+    }
+
+    /// The device, its queue, and attention on it; `None` is the CPU path.
+    pub fn device(&self) -> Option<(&wgpu::Device, &wgpu::Queue, &Attention)> {
+        self.gpu().map(|gpu| (&gpu.device, &gpu.queue, &gpu.attention))
+    }
+
+    fn gpu(&self) -> Option<&Gpu> {
+        match &self.backend {
+            Backend::Gpu(gpu) => Some(gpu),
+            #[cfg(feature = "cpu")]
+            Backend::Cpu => None,
+        }
+    }
+
+    /// Attention, blocking.
+    ///
+    /// # Errors
+    /// Anything in [`Error`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn forward(&self, problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs, Error> {
+        self.forward_with(problem, Algorithm::Auto, inputs)
+    }
+
+    /// Attention by one algorithm, blocking. The CPU path has but one.
+    ///
+    /// # Errors
+    /// Anything in [`Error`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn forward_with(
+        &self,
+        problem: &Problem,
+        algorithm: Algorithm,
+        inputs: &Inputs<'_>,
+    ) -> Result<Outputs, Error> {
+        let transfer = Transfer::of_problem(problem, inputs)?;
+        match &self.backend {
+            Backend::Gpu(gpu) => {
+                let plan = gpu.attention.plan_with(problem, algorithm)?;
+                gpu.run(&plan, &transfer)
+            }
+            #[cfg(feature = "cpu")]
+            Backend::Cpu => crate::cpu::run(problem, &transfer),
+        }
+    }
+
+    /// Attention by one algorithm, without blocking.
+    ///
+    /// # Errors
+    /// Anything in [`Error`].
+    pub async fn forward_async(
+        &self,
+        problem: &Problem,
+        algorithm: Algorithm,
+        inputs: &Inputs<'_>,
+    ) -> Result<Outputs, Error> {
+        let transfer = Transfer::of_problem(problem, inputs)?;
+        match &self.backend {
+            Backend::Gpu(gpu) => {
+                let plan = gpu.attention.plan_with(problem, algorithm)?;
+                gpu.run_async(&plan, &transfer).await
+            }
+            #[cfg(feature = "cpu")]
+            Backend::Cpu => crate::cpu::run(problem, &transfer),
+        }
+    }
+
+    /// A whole layer by one algorithm, blocking.
+    ///
+    /// # Errors
+    /// Anything in [`Error`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn layer(
+        &self,
+        layer: &SelfAttention,
+        algorithm: Algorithm,
+        inputs: &LayerInputs<'_>,
+    ) -> Result<Outputs, Error> {
+        let transfer = Transfer::of_layer(layer, inputs)?;
+        match &self.backend {
+            Backend::Gpu(gpu) => {
+                let plan = gpu.attention.plan_layer_with(layer, algorithm)?;
+                gpu.run(&plan, &transfer)
+            }
+            #[cfg(feature = "cpu")]
+            Backend::Cpu => crate::cpu::run_layer(layer, &transfer),
+        }
+    }
+
+    /// A whole layer by one algorithm, without blocking.
+    ///
+    /// # Errors
+    /// Anything in [`Error`].
+    pub async fn layer_async(
+        &self,
+        layer: &SelfAttention,
+        algorithm: Algorithm,
+        inputs: &LayerInputs<'_>,
+    ) -> Result<Outputs, Error> {
+        let transfer = Transfer::of_layer(layer, inputs)?;
+        match &self.backend {
+            Backend::Gpu(gpu) => {
+                let plan = gpu.attention.plan_layer_with(layer, algorithm)?;
+                gpu.run_async(&plan, &transfer).await
+            }
+            #[cfg(feature = "cpu")]
+            Backend::Cpu => crate::cpu::run_layer(layer, &transfer),
+        }
+    }
+}
+
+impl Gpu {
+    #[cfg(not(target_arch = "wasm32"))]
+    fn run(&self, plan: &Plan, transfer: &Transfer<'_>) -> Result<Outputs, Error> {
+        self.alive()?;
+        let pending = self.submit(plan, transfer);
+        // An error here is the device's loss, which `finish` reports.
+        let _ = self.device.poll(wgpu::PollType::wait_indefinitely());
+        pollster::block_on(self.finish(transfer, pending))
+    }
+
+    async fn run_async(&self, plan: &Plan, transfer: &Transfer<'_>) -> Result<Outputs, Error> {
+        self.alive()?;
+        let pending = self.submit(plan, transfer);
+        #[cfg(not(target_arch = "wasm32"))]
+        {
+            let device = self.device.clone();
+            std::thread::spawn(move || device.poll(wgpu::PollType::wait_indefinitely()));
+        }
+        self.finish(transfer, pending).await
+    }
+
+    fn alive(&self) -> Result<(), Error> {
+        self.lost.get().map_or(Ok(()), |why| Err(Error::DeviceLost(why.clone())))
+    }
+
+    /// Everything up to the submission, with whatever wgpu says of it.
+    fn submit(
+        &self,
+        plan: &Plan,
+        transfer: &Transfer<'_>,
+    ) -> (impl Future<Output = Result<(), Error>> + use<>, Result<Vec<(Operand, Download)>, Error>)
+    {
+        let scopes = [
+            wgpu::ErrorFilter::Internal,
+            wgpu::ErrorFilter::Validation,
+            wgpu::ErrorFilter::OutOfMemory,
+        ]
+        .map(|filter| self.device.push_error_scope(filter));
+        let downloads = self.submit_unwatched(plan, transfer);
+        // Scopes are popped in reverse order; what they caught is awaited later.
+        let [internal, validation, memory] = scopes;
+        let memory = memory.pop();
+        let validation = validation.pop();
+        let internal = internal.pop();
+        let caught = async move {
+            for error in [memory.await, validation.await, internal.await].into_iter().flatten() {
+                return Err(match error {
+                    wgpu::Error::OutOfMemory { source } => Error::OutOfMemory(source.to_string()),
+                    wgpu::Error::Validation { description, .. }
+                    | wgpu::Error::Internal { description, .. } => Error::Validation(description),
+                });
+            }
+            Ok(())
+        };
+        (caught, downloads)
+    }
+
+    fn submit_unwatched(
+        &self,
+        plan: &Plan,
+        transfer: &Transfer<'_>,
+    ) -> Result<Vec<(Operand, Download)>, Error> {
+        use wgpu::util::DeviceExt as _;
+        transfer.check_sizes(self.device.limits().max_buffer_size)?;
+        let inputs: Vec<_> = (transfer.inputs.iter())
+            .map(|(operand, data)| {
+                let buffer = self.device.create_buffer_init(&wgpu::util::BufferInitDescriptor {
+                    label: Some(operand.name()),
+                    contents: bytemuck::cast_slice(data),
+                    usage: wgpu::BufferUsages::STORAGE,
+                });
+                (*operand, buffer)
+            })
+            .collect();
+        let outputs: Vec<_> = (transfer.outputs.iter())
+            .filter(|(_, elements)| *elements > 0)
+            .map(|(operand, elements)| {
+                let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+                    label: Some(operand.name()),
+                    size: *elements as u64 * crate::blocks::ELEMENT_BYTES,
+                    usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
+                    mapped_at_creation: false,
+                });
+                (*operand, buffer)
+            })
+            .collect();
+        let tensors = (inputs.iter().chain(&outputs))
+            .fold(Tensors::default(), |tensors, (operand, buffer)| {
+                tensors.with(*operand, buffer.slice(..))
+            });
+        let dispatch: Dispatch = self.attention.bind(plan, &tensors)?;
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        dispatch.encode(&mut encoder);
+        let downloads = (outputs.iter())
+            .map(|(operand, buffer)| {
+                (*operand, Download::encode(&self.device, &mut encoder, buffer.slice(..)))
+            })
+            .collect();
+        self.queue.submit([encoder.finish()]);
+        Ok(downloads)
+    }
+
+    async fn finish(
+        &self,
+        transfer: &Transfer<'_>,
+        (caught, downloads): (
+            impl Future<Output = Result<(), Error>>,
+            Result<Vec<(Operand, Download)>, Error>,
+        ),
+    ) -> Result<Outputs, Error> {
+        let caught = caught.await;
+        self.alive()?;
+        caught?;
+        let mut outputs = transfer.empty_outputs();
+        for (operand, download) in downloads? {
+            let data = download.read().await.or_else(|error| {
+                self.alive()?;
+                Err(Error::from(error))
+            })?;
+            match operand {
+                Operand::Lse => outputs.lse = Some(data),
+                Operand::Weights => outputs.weights = Some(data),
+                _ => outputs.out = data,
+            }
+        }
+        Ok(outputs)
+    }
+}
