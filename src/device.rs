@@ -9,6 +9,8 @@ use crate::kernels::{Access, Kernel};
 pub enum DeviceClass {
     /// A GPU.
     Hardware,
+    /// A GPU of Apple's.
+    Apple,
     /// A software GPU such as lavapipe or `SwiftShader`: a CPU runs the kernels.
     Software,
 }
@@ -23,11 +25,20 @@ pub struct Capabilities {
     pub class: DeviceClass,
 }
 
+/// Apple's PCI vendor.
+const APPLE: u32 = 0x106b;
+
 impl Capabilities {
     /// Reads them off a device.
     pub fn of(device: &wgpu::Device) -> Self {
-        let software = device.adapter_info().device_type == wgpu::DeviceType::Cpu;
-        let class = if software { DeviceClass::Software } else { DeviceClass::Hardware };
+        let info = device.adapter_info();
+        let class = if info.device_type == wgpu::DeviceType::Cpu {
+            DeviceClass::Software
+        } else if info.vendor == APPLE || info.name.contains("Apple") {
+            DeviceClass::Apple
+        } else {
+            DeviceClass::Hardware
+        };
         Self { limits: device.limits(), class }
     }
 

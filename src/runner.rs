@@ -277,6 +277,9 @@ impl Runner {
     }
 }
 
+/// What comes back of a submission, or why nothing was submitted.
+type Downloads = Result<Vec<(Operand, Download)>, Error>;
+
 impl Gpu {
     #[cfg(not(target_arch = "wasm32"))]
     fn run(&self, plan: &Plan, transfer: &Transfer<'_>) -> Result<Outputs, Error> {
@@ -307,8 +310,7 @@ impl Gpu {
         &self,
         plan: &Plan,
         transfer: &Transfer<'_>,
-    ) -> (impl Future<Output = Result<(), Error>> + use<>, Result<Vec<(Operand, Download)>, Error>)
-    {
+    ) -> (impl Future<Output = Result<(), Error>> + use<>, Downloads) {
         let scopes = [
             wgpu::ErrorFilter::Internal,
             wgpu::ErrorFilter::Validation,
@@ -322,23 +324,21 @@ impl Gpu {
         let validation = validation.pop();
         let internal = internal.pop();
         let caught = async move {
-            for error in [memory.await, validation.await, internal.await].into_iter().flatten() {
-                return Err(match error {
-                    wgpu::Error::OutOfMemory { source } => Error::OutOfMemory(source.to_string()),
+            match memory.await.or(validation.await).or(internal.await) {
+                None => Ok(()),
+                Some(wgpu::Error::OutOfMemory { source }) => {
+                    Err(Error::OutOfMemory(source.to_string()))
+                }
+                Some(
                     wgpu::Error::Validation { description, .. }
-                    | wgpu::Error::Internal { description, .. } => Error::Validation(description),
-                });
+                    | wgpu::Error::Internal { description, .. },
+                ) => Err(Error::Validation(description)),
             }
-            Ok(())
         };
         (caught, downloads)
     }
 
-    fn submit_unwatched(
-        &self,
-        plan: &Plan,
-        transfer: &Transfer<'_>,
-    ) -> Result<Vec<(Operand, Download)>, Error> {
+    fn submit_unwatched(&self, plan: &Plan, transfer: &Transfer<'_>) -> Downloads {
         use wgpu::util::DeviceExt as _;
         transfer.check_sizes(self.device.limits().max_buffer_size)?;
         let inputs: Vec<_> = (transfer.inputs.iter())
@@ -382,10 +382,7 @@ impl Gpu {
     async fn finish(
         &self,
         transfer: &Transfer<'_>,
-        (caught, downloads): (
-            impl Future<Output = Result<(), Error>>,
-            Result<Vec<(Operand, Download)>, Error>,
-        ),
+        (caught, downloads): (impl Future<Output = Result<(), Error>>, Downloads),
     ) -> Result<Outputs, Error> {
         let caught = caught.await;
         self.alive()?;

@@ -6,8 +6,8 @@ use crate::kernels::{FlashLane, FlashTile, Kernel, Product};
 /// Which fused kernel, and its tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flash {
-    /// Register tiles of `block_q` rows.
-    Tile { block_q: u32 },
+    /// Register tiles of `block_q` rows and at most `v_columns` columns of out.
+    Tile { block_q: u32, v_columns: u32 },
     /// Whole rows, `block_q` a workgroup, for heads up to `widest`; wider ones take a tile.
     Lane { block_q: u32, widest: u32 },
 }
@@ -23,6 +23,10 @@ pub(crate) struct Tuning {
     pub(crate) row_threads: u32,
 }
 
+/// Rows and columns of the tile that every GPU but Apple's takes.
+const TILE: (u32, u32) = (32, 128);
+const WIDE_TILE: Flash = Flash::Tile { block_q: TILE.0, v_columns: TILE.1 };
+
 impl Tuning {
     pub(crate) fn of(class: DeviceClass) -> Self {
         match class {
@@ -30,8 +34,13 @@ impl Tuning {
             // any compiler looked at. 32 rows in the fused kernel fit the 16 KiB that every device has.
             DeviceClass::Hardware => Self {
                 product: Product::Tile { block_m: 64, block_n: 64, tile_m: 4 },
-                flash: Flash::Tile { block_q: 32 },
+                flash: WIDE_TILE,
                 row_threads: 64,
+            },
+            // As above, but the compiler keeps 128 columns of out in more registers than there are: 62 spills.
+            DeviceClass::Apple => Self {
+                flash: Flash::Tile { block_q: 32, v_columns: 64 },
+                ..Self::of(DeviceClass::Hardware)
             },
             // A software GPU runs the lanes of a subgroup as one vector: a uniform address costs one load, a
             // barrier costs a switch of coroutines, a gather costs a load a lane.
@@ -45,12 +54,14 @@ impl Tuning {
 
     /// Rows that a workgroup of the fused kernel owns, and workgroups that share them by columns of out.
     pub(crate) fn flash_block(&self, head_dim: u32, v_head_dim: u32) -> (u32, u64) {
-        let slices = v_head_dim.div_ceil(FlashTile::v_columns(v_head_dim));
-        match self.flash {
-            Flash::Lane { block_q, widest } if head_dim.max(v_head_dim) <= widest => (block_q, 1),
-            Flash::Lane { .. } => (32, slices.into()),
-            Flash::Tile { block_q } => (block_q, slices.into()),
-        }
+        let (block_q, v_columns) = match self.flash {
+            Flash::Lane { block_q, widest } if head_dim.max(v_head_dim) <= widest => {
+                return (block_q, 1);
+            }
+            Flash::Lane { .. } => TILE,
+            Flash::Tile { block_q, v_columns } => (block_q, v_columns),
+        };
+        (block_q, v_head_dim.div_ceil(v_columns).into())
     }
 
     /// The fused kernel for these sizes.
@@ -67,12 +78,22 @@ impl Tuning {
                 FlashLane { head_dim, v_head_dim, block_q, banded, lse, vec4 }.into()
             }
             Flash::Lane { .. } => {
-                let tile = Self { flash: Flash::Tile { block_q: 32 }, ..*self };
+                let tile = Self { flash: WIDE_TILE, ..*self };
                 tile.flash_kernel(head_dim, v_head_dim, banded, lse, vec4)
             }
-            Flash::Tile { block_q } => {
+            Flash::Tile { block_q, v_columns } => {
                 let q_resident = head_dim <= 32;
-                FlashTile { head_dim, v_head_dim, block_q, q_resident, banded, lse, vec4 }.into()
+                FlashTile {
+                    head_dim,
+                    v_head_dim,
+                    block_q,
+                    v_columns,
+                    q_resident,
+                    banded,
+                    lse,
+                    vec4,
+                }
+                .into()
             }
         }
     }

@@ -7,8 +7,10 @@ use wgpu_attention::DeviceClass;
 use wgpu_attention::kernels::{self, Access, Kernel};
 
 fn all() -> Vec<(Kernel, naga::Module)> {
-    let kernels: Vec<_> =
-        [DeviceClass::Hardware, DeviceClass::Software].into_iter().flat_map(kernels::all).collect();
+    let kernels: Vec<_> = [DeviceClass::Hardware, DeviceClass::Apple, DeviceClass::Software]
+        .into_iter()
+        .flat_map(kernels::all)
+        .collect();
     assert!(kernels.len() > 100, "{} variants", kernels.len());
     kernels.into_iter().map(|kernel| (kernel.clone(), parse(&kernel))).collect()
 }

@@ -52,29 +52,25 @@ pub(crate) struct FlashTile {
     pub(crate) head_dim: u32,
     pub(crate) v_head_dim: u32,
     pub(crate) block_q: u32,
+    /// Columns of out that a workgroup owns at most: more would not fit the registers.
+    pub(crate) v_columns: u32,
     pub(crate) q_resident: bool,
     pub(crate) banded: bool,
     pub(crate) lse: bool,
     pub(crate) vec4: bool,
 }
 
-impl FlashTile {
-    /// Columns of out that a workgroup owns: more would not fit the registers.
-    pub(crate) fn v_columns(v_head_dim: u32) -> u32 {
-        v_head_dim.next_multiple_of(32).min(128)
-    }
-}
-
 impl From<FlashTile> for Kernel {
     fn from(c: FlashTile) -> Self {
-        let FlashTile { head_dim, v_head_dim, block_q, q_resident, banded, lse, vec4 } = c;
+        let FlashTile { head_dim, v_head_dim, block_q, v_columns, q_resident, banded, lse, vec4 } =
+            c;
         let (source, bindings) =
             Fused { head_dim, v_head_dim, banded, lse, vec4 }.source(c.block_q);
         let q_chunks = if q_resident { head_dim.div_ceil(32) } else { 1 };
         Self {
             name: "flash_tile",
             source: source
-                .constant("V_COLUMNS", FlashTile::v_columns(v_head_dim))
+                .constant("V_COLUMNS", v_head_dim.next_multiple_of(32).min(v_columns))
                 .flag("Q_RESIDENT", q_resident)
                 .file(file!("kernels/flash_tile.wgsl")),
             bindings,

@@ -1,0 +1,165 @@
+//! The table, and its record in a file.
+
+use super::gpu::Gpu;
+use super::work::Work;
+use std::fmt;
+use std::io::Write as _;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+use wgpu_attention::DeviceClass;
+
+/// One benchmark that ran.
+pub(crate) struct Row {
+    pub(crate) problem: &'static str,
+    pub(crate) what: String,
+    pub(crate) median: Duration,
+    pub(crate) work: Work,
+    /// Not on the adapter.
+    pub(crate) on_cpu: bool,
+}
+
+/// What it ran on.
+pub(crate) struct Machine {
+    adapter: Option<Adapter>,
+    /// FLOP/s of the CPU.
+    cpu_roof: f64,
+    /// FLOP/s of the GPU, where it is no software.
+    gpu_roof: Option<f64>,
+}
+
+struct Adapter {
+    name: String,
+    driver: String,
+    class: DeviceClass,
+    clock: &'static str,
+}
+
+impl Machine {
+    pub(crate) fn of(gpu: Option<&Gpu<'_>>, cpu_roof: f64, gpu_roof: Option<f64>) -> Self {
+        let adapter = gpu.map(|gpu| Adapter {
+            name: gpu.info.name.clone(),
+            driver: format!("{} {}", gpu.info.driver, gpu.info.driver_info).trim().to_owned(),
+            class: gpu.attention.capabilities().class,
+            clock: gpu.clock.name(),
+        });
+        Self { adapter, cpu_roof, gpu_roof }
+    }
+
+    fn roof(&self, row: &Row) -> f64 {
+        self.gpu_roof.filter(|_| !row.on_cpu).unwrap_or(self.cpu_roof)
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.adapter {
+            Some(Adapter { name, driver, class, clock }) => {
+                writeln!(f, "{name}, {driver}; tiles for {class:?}; times by {clock}")?;
+            }
+            None => writeln!(f, "no adapter: the CPU path alone")?,
+        }
+        if let Some(roof) = self.gpu_roof {
+            writeln!(f, "roof of the GPU: {:.1} GFLOP/s, f32 FMA in registers", roof * 1e-9)?;
+        }
+        writeln!(f, "roof of the CPU: {:.1} GFLOP/s, f32 gemm of 1024^3", self.cpu_roof * 1e-9)
+    }
+}
+
+/// All that was measured.
+pub(crate) struct Report {
+    pub(crate) machine: Machine,
+    pub(crate) rows: Vec<Row>,
+}
+
+/// A row's figures; no rate where there is no product.
+struct Figures {
+    ms: f64,
+    gflops: Option<f64>,
+    gbs: f64,
+    share: Option<f64>,
+}
+
+impl Report {
+    fn figures(&self, row: &Row) -> Figures {
+        let seconds = row.median.as_secs_f64();
+        let rate = (row.work.flops > 0).then(|| row.work.flops as f64 / seconds);
+        Figures {
+            ms: seconds * 1e3,
+            gflops: rate.map(|rate| rate * 1e-9),
+            gbs: row.work.bytes as f64 / seconds * 1e-9,
+            share: rate.map(|rate| rate / self.machine.roof(row)),
+        }
+    }
+
+    /// Appends the rows to a CSV file; a new one gets a header.
+    pub(crate) fn append_to(&self, path: &Path) -> std::io::Result<()> {
+        let mut file = std::fs::File::options().create(true).append(true).open(path)?;
+        if file.metadata()?.len() == 0 {
+            writeln!(file, "date,adapter,driver,problem,kernel,ms,gflops,gbs,roof share")?;
+        }
+        let date = today();
+        let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
+        for row in &self.rows {
+            let adapter = self.machine.adapter.as_ref().filter(|_| !row.on_cpu);
+            let (name, driver) = adapter.map_or(("cpu", ""), |a| (&a.name, &a.driver));
+            let Figures { ms, gflops, gbs, share } = self.figures(row);
+            let number = |x: Option<f64>| x.map(|x| format!("{x:.3}")).unwrap_or_default();
+            let (problem, what) = (row.problem, &row.what);
+            let (name, driver) = (quoted(name), quoted(driver));
+            let (gflops, share) = (number(gflops), number(share));
+            writeln!(
+                file,
+                "{date},{name},{driver},{problem},{what},{ms:.4},{gflops},{gbs:.3},{share}"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.machine)?;
+        let width = self.rows.iter().map(|row| row.what.len()).max().unwrap_or(0);
+        writeln!(
+            f,
+            "{:<11}  {:<width$}  {:>10}  {:>9}  {:>8}  {:>7}",
+            "problem", "what", "ms", "GFLOP/s", "GB/s", "of roof"
+        )?;
+        for row in &self.rows {
+            let Figures { ms, gflops, gbs, share } = self.figures(row);
+            let number = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.1}"));
+            let percent = share.map_or("-".to_owned(), |share| format!("{:.1} %", share * 100.0));
+            writeln!(
+                f,
+                "{:<11}  {:<width$}  {ms:>10.4}  {:>9}  {gbs:>8.2}  {percent:>7}",
+                row.problem,
+                row.what,
+                number(gflops),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// `YYYY-MM-DD` in UTC.
+fn today() -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let mut days = now.as_secs() / 86_400;
+    let leap =
+        |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
+    let mut year = 1970;
+    while days >= 365 + u64::from(leap(year)) {
+        days -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let february = 28 + u64::from(leap(year));
+    let mut month = 1;
+    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if days < length {
+            break;
+        }
+        days -= length;
+        month += 1;
+    }
+    format!("{year}-{month:02}-{:02}", days + 1)
+}

@@ -1,0 +1,86 @@
+//! What computes: kernels of either device class on the adapter that there is, or the CPU path.
+
+use super::case::Tensors;
+use super::emulation::Got;
+use std::sync::OnceLock;
+use wgpu_attention::{Algorithm, Checks, DeviceClass, Error, Problem, Runner, RunnerOptions};
+
+/// An algorithm on a device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target {
+    /// Three kernels, tiles of a class.
+    Staged(DeviceClass),
+    /// The fused kernel, tiles of a class.
+    Flash(DeviceClass),
+    /// Without a GPU.
+    Cpu,
+}
+
+impl Target {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Staged(DeviceClass::Hardware),
+        Self::Staged(DeviceClass::Software),
+        Self::Flash(DeviceClass::Hardware),
+        Self::Flash(DeviceClass::Software),
+        Self::Cpu,
+    ];
+
+    /// Whether it has the outputs that the problem asks for.
+    pub(crate) fn gives(self, problem: &Problem) -> bool {
+        !(problem.weights && matches!(self, Self::Flash(_)))
+    }
+
+    /// # Panics
+    /// If there is no adapter, or the run fails.
+    pub(crate) fn run(self, what: &str, problem: &Problem, tensors: &Tensors) -> Got {
+        self.try_run(problem, tensors).unwrap_or_else(|error| panic!("{self:?}: {error}: {what}"))
+    }
+
+    /// # Errors
+    /// If the run fails.
+    ///
+    /// # Panics
+    /// If there is no adapter.
+    pub(crate) fn try_run(self, problem: &Problem, tensors: &Tensors) -> Result<Got, Error> {
+        let (runner, algorithm) = match self {
+            Self::Staged(class) => (runner(class), Algorithm::Staged),
+            Self::Flash(class) => (runner(class), Algorithm::Flash),
+            Self::Cpu => (cpu(), Algorithm::Auto),
+        };
+        runner.forward_with(problem, algorithm, &tensors.inputs()).map(Got::from)
+    }
+}
+
+/// A GPU, or a software GPU, with tiles of this class: never the CPU path.
+///
+/// # Panics
+/// If there is none: a test that needs a GPU fails without one, it is not skipped.
+pub(crate) fn runner(class: DeviceClass) -> &'static Runner {
+    static HARDWARE: OnceLock<Runner> = OnceLock::new();
+    static SOFTWARE: OnceLock<Runner> = OnceLock::new();
+    let cell = if class == DeviceClass::Hardware { &HARDWARE } else { &SOFTWARE };
+    cell.get_or_init(|| {
+        let runner = Runner::with_options(options(class)).expect("a GPU or a software GPU");
+        // Shown with a failure: machines have drivers that nobody thinks of.
+        let info = runner.adapter_info().expect("a GPU");
+        eprintln!("{class:?} tiles on {} ({}, {})", info.name, info.backend, info.driver_info);
+        runner
+    })
+}
+
+fn options(class: DeviceClass) -> RunnerOptions {
+    let mut options = RunnerOptions::default();
+    options.software = true;
+    options.gpu_only = true;
+    options.class = Some(class);
+    if std::env::var("WGPU_ATTENTION_LIMITS").is_ok_and(|value| value == "default") {
+        options.default_limits = true;
+        options.checks = Checks::On;
+    }
+    options
+}
+
+fn cpu() -> &'static Runner {
+    static CPU: OnceLock<Runner> = OnceLock::new();
+    CPU.get_or_init(Runner::cpu)
+}
