@@ -1,28 +1,29 @@
-//! Attention on any GPU that `wgpu` reaches.
+#![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod attention;
-mod blocks;
-mod cost;
-#[cfg(feature = "cpu")]
-mod cpu;
-mod device;
-mod dispatch;
-mod download;
-mod error;
-#[cfg(feature = "runner")]
-mod host;
-pub mod kernels;
-mod layer;
-mod pipeline;
-mod plan;
+// In reading order: the question, the answer, how, the kernels, the glue, what is built on it.
 mod problem;
 pub mod reference;
-#[cfg(feature = "runner")]
-mod runner;
+mod cost;
+mod plan;
+mod blocks;
+mod tuning;
+mod device;
+pub mod kernels;
 mod shader;
 mod tensors;
-mod tuning;
+mod attention;
+mod dispatch;
+mod pipeline;
+mod download;
+mod layer;
+#[cfg(feature = "runner")]
+mod runner;
+#[cfg(feature = "runner")]
+mod host;
+#[cfg(feature = "cpu")]
+mod cpu;
+mod error;
 
 pub use attention::Attention;
 pub use cost::Cost;
