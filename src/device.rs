@@ -11,7 +11,7 @@ pub enum DeviceClass {
     Hardware,
     /// A GPU of Apple's.
     Apple,
-    /// A software GPU such as lavapipe or `SwiftShader`: a CPU runs the kernels.
+    /// A software GPU such as lavapipe or SwiftShader: a CPU runs the kernels.
     Software,
 }
 

@@ -12,7 +12,7 @@ use crate::tensors::Operand;
 /// `out = attention(x W_q^T + b_q, c W_k^T + b_k, c W_v^T + b_v) W_o^T + b_o`, where the context `c` is `x`
 /// itself in self-attention and another sequence in cross-attention.
 ///
-/// Weights are `[outputs, inputs]`, as `PyTorch`'s `nn.Linear` keeps them. See
+/// Weights are `[outputs, inputs]`, as PyTorch's `nn.Linear` keeps them. See
 /// [Attention Is All You Need](https://arxiv.org/abs/1706.03762), section 3.2.2.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]

@@ -281,7 +281,7 @@ pub struct Problem {
     pub boolean_mask: bool,
     /// An additive bias of this type is given. Not supported yet.
     pub bias: Option<DType>,
-    /// `ALiBi` slopes are given. Not supported yet.
+    /// ALiBi slopes are given. Not supported yet.
     pub alibi: bool,
     /// Attention sinks are given. Not supported yet.
     pub sinks: bool,
@@ -428,7 +428,7 @@ impl Problem {
         Self { bias: Some(dtype), ..self }
     }
 
-    /// `ALiBi` slopes are given. Not supported yet.
+    /// ALiBi slopes are given. Not supported yet.
     #[must_use]
     pub fn with_alibi(self) -> Self {
         Self { alibi: true, ..self }
