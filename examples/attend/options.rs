@@ -1,0 +1,176 @@
+//! What the command line asks for.
+
+use crate::Result;
+use std::str::FromStr;
+use wgpu_attention::{Algorithm, DType, Diagonal, Layout};
+
+/// One process: a call, or many of them from a file.
+pub(crate) struct Command {
+    pub(crate) call: Call,
+    pub(crate) jobs: Option<String>,
+    pub(crate) adapter: Option<String>,
+    pub(crate) default_limits: bool,
+}
+
+/// Where attention is computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) enum Backend {
+    #[default]
+    Gpu,
+    Cpu,
+    Reference,
+}
+
+/// One call.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Call {
+    pub(crate) layout: Layout,
+    pub(crate) causal: Option<Diagonal>,
+    pub(crate) window_left: Option<u32>,
+    pub(crate) window_right: Option<u32>,
+    pub(crate) scale: Option<f32>,
+    pub(crate) dtype: Option<DType>,
+    pub(crate) algorithm: Algorithm,
+    pub(crate) backend: Backend,
+    pub(crate) weights: bool,
+    pub(crate) files: Vec<String>,
+    /// An option was given that only a GPU has.
+    pub(crate) names_gpu: Option<&'static str>,
+}
+
+impl Command {
+    pub(crate) fn parse(arguments: Vec<String>) -> Result<Self> {
+        let mut command =
+            Self { call: Call::default(), jobs: None, adapter: None, default_limits: false };
+        let mut arguments = arguments.into_iter();
+        while let Some(argument) = arguments.next() {
+            let mut value = || next(&argument, &mut arguments);
+            match argument.as_str() {
+                "--jobs" => command.jobs = Some(value()?),
+                "--adapter" => {
+                    command.adapter = Some(value()?);
+                    command.call.names_gpu = Some("--adapter");
+                }
+                "--limits" => {
+                    command.default_limits = choice(&argument, &value()?, &LIMITS)?;
+                    command.call.names_gpu = Some("--limits");
+                }
+                _ => command.call.take(&argument, &mut arguments)?,
+            }
+        }
+        if command.jobs.is_some() && !command.call.files.is_empty() {
+            return Err(format!("--jobs takes no other file, not {}", command.call.files[0]));
+        }
+        Ok(command)
+    }
+}
+
+const LIMITS: [(&str, bool); 2] = [("default", true), ("adapter", false)];
+
+impl Call {
+    /// This call, with what a line of a file of calls adds.
+    pub(crate) fn with_line(&self, line: &str) -> Result<Self> {
+        let mut call = self.clone();
+        let mut arguments = line.split_whitespace().map(str::to_owned);
+        while let Some(argument) = arguments.next() {
+            if ["--jobs", "--adapter", "--limits"].contains(&argument.as_str()) {
+                return Err(format!("{argument} stands only before --jobs"));
+            }
+            call.take(&argument, &mut arguments)?;
+        }
+        Ok(call)
+    }
+
+    /// Takes one argument and its value.
+    fn take(&mut self, argument: &str, rest: &mut impl Iterator<Item = String>) -> Result<()> {
+        let mut value = || next(argument, rest);
+        match argument {
+            "--layout" => {
+                let layouts =
+                    [("bhsd", Some(Layout::Bhsd)), ("bshd", Some(Layout::Bshd)), ("thd", None)];
+                self.layout = choice(argument, &value()?, &layouts)?
+                    .ok_or_else(|| unsupported("--layout thd"))?;
+            }
+            "--causal" => {
+                let diagonals =
+                    [("bottom-right", Diagonal::BottomRight), ("top-left", Diagonal::TopLeft)];
+                self.causal = Some(choice(argument, &value()?, &diagonals)?);
+            }
+            "--window-left" => self.window_left = Some(number(argument, &value()?)?),
+            "--window-right" => self.window_right = Some(number(argument, &value()?)?),
+            "--scale" => self.scale = Some(number(argument, &value()?)?),
+            "--dtype" => {
+                let types = [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)];
+                self.dtype = Some(choice(argument, &value()?, &types)?);
+            }
+            "--algorithm" => {
+                let algorithms = [
+                    ("auto", Algorithm::Auto),
+                    ("staged", Algorithm::Staged),
+                    ("flash", Algorithm::Flash),
+                    ("split", Algorithm::Split),
+                ];
+                self.algorithm = choice(argument, &value()?, &algorithms)?;
+            }
+            "--backend" => {
+                let backends = [
+                    ("gpu", Backend::Gpu),
+                    ("cpu", Backend::Cpu),
+                    ("reference", Backend::Reference),
+                ];
+                self.backend = choice(argument, &value()?, &backends)?;
+            }
+            "--weights" => self.weights = true,
+            "--softcap" | "--dropout" | "--seed" | "--rotary" | "--scores" => {
+                value()?;
+                return Err(unsupported(argument));
+            }
+            _ if argument.starts_with("--") => return Err(format!("unknown option {argument}")),
+            _ => self.files.push(argument.to_owned()),
+        }
+        Ok(())
+    }
+
+    /// IN and OUT, and that the options go together.
+    pub(crate) fn checked(&self) -> Result<(&str, &str)> {
+        let [input, output] = self.files.as_slice() else {
+            let n = self.files.len();
+            return Err(format!("two files are needed, IN and OUT, not {n}"));
+        };
+        if self.backend != Backend::Gpu {
+            if let Some(option) = self.names_gpu {
+                return Err(format!("{option} is for --backend gpu alone"));
+            }
+            if self.algorithm != Algorithm::Auto {
+                return Err("--algorithm is for --backend gpu alone".to_owned());
+            }
+        }
+        if self.algorithm == Algorithm::Split {
+            return Err(unsupported("--algorithm split"));
+        }
+        if self.weights && self.algorithm == Algorithm::Flash {
+            return Err("--weights: --algorithm flash does not give them".to_owned());
+        }
+        Ok((input, output))
+    }
+}
+
+pub(crate) fn unsupported(what: &str) -> String {
+    format!("{what} is not supported yet")
+}
+
+fn next(option: &str, rest: &mut impl Iterator<Item = String>) -> Result<String> {
+    rest.next().ok_or_else(|| format!("{option} needs a value"))
+}
+
+fn number<T: FromStr>(option: &str, value: &str) -> Result<T> {
+    value.parse().map_err(|_| format!("{option}: {value} is no number that it can take"))
+}
+
+fn choice<T: Copy>(option: &str, value: &str, choices: &[(&str, T)]) -> Result<T> {
+    let found = choices.iter().find(|(name, _)| *name == value);
+    let names = || choices.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    found
+        .map(|(_, choice)| *choice)
+        .ok_or_else(|| format!("{option}: {value} is none of {}", names()))
+}
