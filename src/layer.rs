@@ -185,24 +185,29 @@ impl SelfAttention {
         operands
     }
 
-    /// Floating-point operations and bytes of projections and attention.
+    /// Floating-point operations of projections and attention; bytes of inputs, weights and output.
     fn cost(&self) -> Cost {
         let s = self.shape;
-        let attention = Cost::of(&self.problem());
         let [q, k, v] = self.widths();
         let rows = |len: u32| u64::from(s.batch) * u64::from(len);
+        let (model, out) = (u64::from(self.model_dim), u64::from(self.out_dim));
         let context = u64::from(self.context_dim.unwrap_or(self.model_dim));
+        let heads = u64::from(s.heads) * u64::from(s.v_head_dim);
         let products = [
-            (rows(s.q_len), u64::from(self.model_dim), q),
+            (rows(s.q_len), model, q),
             (rows(s.kv_len), context, k + v),
-            (rows(s.q_len), u64::from(s.heads) * u64::from(s.v_head_dim), self.out_dim.into()),
+            (rows(s.q_len), heads, out),
         ];
-        products.into_iter().fold(attention, |cost, (m, k, n)| Cost {
-            flops: cost.flops.saturating_add((2 * m).saturating_mul(k).saturating_mul(n)),
-            bytes: cost.bytes.saturating_add(
-                ELEMENT_BYTES * (m.saturating_mul(k)).saturating_add(k.saturating_mul(n)),
-            ),
-        })
+        let mut cost = Cost { bytes: 0, ..Cost::of(&self.problem()) };
+        for (m, k, n) in products {
+            cost.flops = cost.flops.saturating_add((2 * m).saturating_mul(k).saturating_mul(n));
+            cost.bytes = cost.bytes.saturating_add(ELEMENT_BYTES * k.saturating_mul(n));
+        }
+        let other = if self.context_dim.is_some() { rows(s.kv_len) } else { 0 };
+        for (rows, width) in [(rows(s.q_len), model), (other, context), (rows(s.q_len), out)] {
+            cost.bytes = cost.bytes.saturating_add(ELEMENT_BYTES * rows.saturating_mul(width));
+        }
+        cost
     }
 
     pub(crate) fn plan(

@@ -124,7 +124,7 @@ impl fmt::Display for Plan {
         let giga = |n: u64| n as f64 * 1e-9;
         writeln!(
             f,
-            "{} steps, {:.3} GFLOP, {:.6} GB, workspace {} bytes",
+            "steps: {}, {:.3} GFLOP, {:.6} GB, workspace {} bytes",
             self.steps.len(),
             giga(flops),
             giga(bytes),

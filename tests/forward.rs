@@ -1,5 +1,7 @@
 //! The catalogue against the definition in f64, on every kernel and on the CPU path.
 
+#![cfg(feature = "cpu")]
+
 mod support;
 
 use std::sync::{LazyLock, OnceLock};

@@ -1,5 +1,7 @@
 //! The tests of the tests: the rule fails what is wrong, and the definition agrees with something else.
 
+#![cfg(feature = "cpu")]
+
 mod support;
 
 use support::case::{Case, Tensors, rows, start};

@@ -1,5 +1,7 @@
 //! What must hold whatever the numbers are: on every kernel and on the CPU path.
 
+#![cfg(feature = "cpu")]
+
 mod support;
 
 use support::buffers::{Placing, placed, tight};

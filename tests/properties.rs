@@ -1,5 +1,7 @@
 //! Random problems against the definition. The seed is fixed: `PROPTEST_RNG_SEED` takes another.
 
+#![cfg(feature = "cpu")]
+
 mod support;
 
 use proptest::prelude::*;

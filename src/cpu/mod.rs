@@ -48,7 +48,7 @@ pub(crate) fn run_layer(layer: &SelfAttention, transfer: &Transfer<'_>) -> Resul
         };
 
     // Side by side in one buffer where the sequence is one and the same.
-    let k_first = count(if kv.is_empty() && layer.context_dim.is_none() { q_width } else { 0 })?;
+    let k_first = count(layer.context_dim.map_or(q_width, |_| 0))?;
     let v_first = k_first + count(k_width)?;
     if layer.packed {
         project(Operand::X, Operand::WQkv, Operand::BQkv, &mut q, q_row, problem.q.row)?;
