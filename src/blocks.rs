@@ -1,7 +1,8 @@
 //! Cuts a problem into blocks whose tensors each fit one binding.
 
 use crate::error::PlanError;
-use crate::problem::{Shape, Strides};
+use crate::layout::Strides;
+use crate::problem::Shape;
 use crate::tensors::Operand;
 use std::ops::Range;
 

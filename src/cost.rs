@@ -50,7 +50,8 @@ fn visible_pairs(problem: &Problem) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::problem::{Diagonal, Mask, Shape};
+    use crate::mask::{Diagonal, Mask};
+    use crate::problem::Shape;
 
     #[test]
     fn visible_pairs_are_those_of_the_definition() {

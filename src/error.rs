@@ -1,6 +1,6 @@
 //! Every way a call can fail, one enum a stage.
 
-use crate::problem::Strides;
+use crate::layout::Strides;
 use thiserror::Error;
 
 /// The problem itself is ill-formed.

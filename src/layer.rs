@@ -4,9 +4,12 @@ use crate::blocks::{ELEMENT_BYTES, View};
 use crate::cost::Cost;
 use crate::device::Capabilities;
 use crate::error::{PlanError, ProblemError};
+use crate::forward::Views;
 use crate::kernels::{Linear, LinearParams};
-use crate::plan::{Algorithm, Bound, Plan, Planner, Views};
-use crate::problem::{Mask, Problem, Shape, Strides};
+use crate::layout::Strides;
+use crate::mask::Mask;
+use crate::plan::{Algorithm, Bound, Plan, Planner};
+use crate::problem::{Problem, Shape};
 use crate::tensors::Operand;
 
 /// `out = attention(x W_q^T + b_q, c W_k^T + b_k, c W_v^T + b_v) W_o^T + b_o`, where the context `c` is `x`

@@ -3,9 +3,12 @@
 
 // In reading order: the question, the answer, how, the kernels, the glue, what is built on it.
 mod problem;
+mod mask;
+mod layout;
 pub mod reference;
 mod cost;
 mod plan;
+mod forward;
 mod blocks;
 mod tuning;
 mod device;
@@ -21,6 +24,8 @@ mod layer;
 mod runner;
 #[cfg(feature = "runner")]
 mod host;
+#[cfg(feature = "runner")]
+mod gpu;
 #[cfg(feature = "cpu")]
 mod cpu;
 mod error;
@@ -34,9 +39,11 @@ pub use error::{BindError, DownloadError, Error, PlanError, ProblemError};
 #[cfg(feature = "runner")]
 pub use host::{Inputs, LayerInputs, Outputs};
 pub use layer::SelfAttention;
+pub use layout::{Layout, Strides};
+pub use mask::{Diagonal, Mask};
 pub use pipeline::Checks;
 pub use plan::{Algorithm, Plan};
-pub use problem::{DType, Diagonal, Layout, Mask, Problem, Shape, Strides};
+pub use problem::{DType, Problem, Shape};
 #[cfg(feature = "runner")]
 pub use runner::{Runner, RunnerOptions};
 pub use tensors::{Operand, Tensors};

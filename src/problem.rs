@@ -1,7 +1,8 @@
 //! What to compute, independent of any device or buffer.
 
 use crate::error::ProblemError;
-use std::ops::Range;
+use crate::layout::{Layout, Strides};
+use crate::mask::Mask;
 
 /// Longest sequence that position arithmetic in the shaders is proven for.
 pub(crate) const MAX_LEN: u32 = 1 << 29;
@@ -61,101 +62,6 @@ impl Shape {
     }
 }
 
-/// Where the diagonal of a causal mask or window runs when `q_len != kv_len`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Diagonal {
-    /// Query `i` stands at key `i + kv_len - q_len`: the last query sees the last key.
-    #[default]
-    BottomRight,
-    /// Query `i` stands at key `i`.
-    TopLeft,
-    /// Query `i` stands at key `i + offset`.
-    Offset(i32),
-}
-
-/// The band of keys that a query may see, both ends inclusive.
-///
-/// ```text
-///          BottomRight, q_len 3, kv_len 5        TopLeft
-/// full     x x x x x / x x x x x / x x x x x     the same
-/// causal   x x x . . / x x x x . / x x x x x     x . . . . / x x . . . / x x x . .
-/// window 1 . x x . . / . . x x . / . . . x x     x . . . . / x x . . . / . x x . .
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct Mask {
-    /// How many keys before its own position a query sees; `None` is all.
-    pub left: Option<u32>,
-    /// How many keys after its own position a query sees; `None` is all, `Some(0)` is causal.
-    pub right: Option<u32>,
-    /// What a query's own position is.
-    pub diagonal: Diagonal,
-}
-
-impl Mask {
-    /// Every key is visible.
-    pub const FULL: Self = Self { left: None, right: None, diagonal: Diagonal::BottomRight };
-    /// No key after the query.
-    pub const CAUSAL: Self = Self { right: Some(0), ..Self::FULL };
-
-    /// At most `left` keys before the query's own position and `right` after it.
-    pub const fn band(left: Option<u32>, right: Option<u32>) -> Self {
-        Self { left, right, ..Self::FULL }
-    }
-
-    /// Causal, and at most `left` keys before the query's own position: `left + 1` keys in all.
-    pub const fn window(left: u32) -> Self {
-        Self { left: Some(left), ..Self::CAUSAL }
-    }
-
-    /// Causal, `width` keys in all, as model configurations count it: the token itself is one.
-    ///
-    /// # Errors
-    /// [`ProblemError::EmptyWindow`] when `width` is 0.
-    pub const fn from_sliding_window(width: u32) -> Result<Self, ProblemError> {
-        match width.checked_sub(1) {
-            Some(left) => Ok(Self::window(left)),
-            None => Err(ProblemError::EmptyWindow),
-        }
-    }
-
-    /// The same band along another diagonal.
-    #[must_use]
-    pub const fn along(self, diagonal: Diagonal) -> Self {
-        Self { diagonal, ..self }
-    }
-
-    /// Whether every query sees every key.
-    pub const fn is_full(&self) -> bool {
-        self.left.is_none() && self.right.is_none()
-    }
-
-    /// Keys visible to query `q_pos`: the definition that every kernel is tested against.
-    pub fn kv_range(&self, shape: &Shape, q_pos: u32) -> Range<u32> {
-        let (begin, end) = self.bounds(shape);
-        let clamp = |x: i64| {
-            u32::try_from(x.clamp(0, i64::from(shape.kv_len))).expect("clamped to a length")
-        };
-        let start = begin.map_or(0, |begin| clamp(i64::from(q_pos) + begin));
-        let end = end.map_or(shape.kv_len, |end| clamp(i64::from(q_pos) + end));
-        start..end.max(start)
-    }
-
-    /// First visible key and one past the last, relative to the query's index; `None` is open.
-    pub(crate) fn bounds(&self, shape: &Shape) -> (Option<i64>, Option<i64>) {
-        let diagonal = match self.diagonal {
-            Diagonal::BottomRight => i64::from(shape.kv_len) - i64::from(shape.q_len),
-            Diagonal::TopLeft => 0,
-            Diagonal::Offset(offset) => i64::from(offset),
-        };
-        (
-            self.left.map(|left| diagonal - i64::from(left)),
-            self.right.map(|right| diagonal + i64::from(right) + 1),
-        )
-    }
-}
-
 /// Storage type of a tensor. Accumulation is always f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -177,75 +83,6 @@ impl DType {
             Self::F16 | Self::BF16 => 2,
         }
     }
-}
-
-/// Distances between neighbours along the outer axes of a tensor, in elements. The innermost axis
-/// (`head_dim`) is contiguous. A stride of 0 repeats an input along its axis.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(clippy::exhaustive_structs, reason = "a tensor of rank 4 has three outer axes")]
-pub struct Strides {
-    /// From one sequence to the next.
-    pub batch: u64,
-    /// From one head to the next.
-    pub head: u64,
-    /// From one position to the next.
-    pub row: u64,
-}
-
-impl Strides {
-    /// Contiguous `[batch, heads, len, dim]`.
-    pub const fn bhsd(heads: u32, len: u32, dim: u32) -> Self {
-        let head = len as u64 * dim as u64;
-        Self { batch: head.saturating_mul(heads as u64), head, row: dim as u64 }
-    }
-
-    /// Contiguous `[batch, len, heads, dim]`.
-    pub const fn bshd(heads: u32, len: u32, dim: u32) -> Self {
-        let row = heads as u64 * dim as u64;
-        Self { batch: row.saturating_mul(len as u64), head: dim as u64, row }
-    }
-
-    /// Elements from the first to one past the last of `[batch, heads, len, dim]`; `None` past u64.
-    pub(crate) fn extent(&self, batch: u32, heads: u32, len: u32, dim: u32) -> Option<u64> {
-        if batch == 0 || heads == 0 || len == 0 {
-            return Some(0);
-        }
-        let span = |n: u32, stride: u64| u64::from(n - 1).checked_mul(stride);
-        span(batch, self.batch)?
-            .checked_add(span(heads, self.head)?)?
-            .checked_add(span(len, self.row)?)?
-            .checked_add(u64::from(dim))
-    }
-
-    /// Whether no two elements of `[batch, heads, len, dim]` share a place.
-    fn is_injective(&self, batch: u32, heads: u32, len: u32, dim: u32) -> bool {
-        if batch == 0 || heads == 0 || len == 0 {
-            return true;
-        }
-        let mut axes = [(self.batch, batch), (self.head, heads), (self.row, len)];
-        axes.sort_unstable();
-        let mut span = u128::from(dim);
-        axes.iter().filter(|(_, n)| *n > 1).all(|&(stride, n)| {
-            let fits = u128::from(stride) >= span;
-            span += u128::from(n - 1) * u128::from(stride);
-            fits
-        })
-    }
-}
-
-/// Common orders of the outer axes; the width of a head is innermost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Layout {
-    /// `[batch, heads, len, head_dim]`.
-    #[default]
-    Bhsd,
-    /// `[batch, len, heads, head_dim]`.
-    Bshd,
-    /// q, k and v side by side in one buffer, `[batch, len, heads * head_dim + kv_heads * head_dim +
-    /// kv_heads * v_head_dim]`, each a slice that starts at its first column and ends with the
-    /// buffer; out as [`Bshd`](Self::Bshd).
-    PackedQkv,
 }
 
 /// One attention problem: `out = softmax(scale * q k^T + mask) v`, for every sequence and head.

@@ -1,6 +1,7 @@
 //! The definition, in f64, one query row at a time: textbook two passes, no tiling, no cleverness.
 
-use crate::problem::{Problem, Strides};
+use crate::layout::Strides;
+use crate::problem::Problem;
 
 /// Result of one query row.
 #[derive(Clone, Debug, PartialEq)]

@@ -2,7 +2,8 @@
 
 use super::product::{Matrix, product};
 use super::softmax::{Softmax, exp};
-use crate::problem::{Problem, Shape, Strides};
+use crate::layout::Strides;
+use crate::problem::{Problem, Shape};
 use crate::reference::start;
 use pulp::{Arch, Scalar};
 use rayon::prelude::*;

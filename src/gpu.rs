@@ -1,0 +1,150 @@
+//! One run on a device from and to host memory, with whatever goes wrong as an error.
+
+use crate::attention::Attention;
+use crate::dispatch::Dispatch;
+use crate::download::Download;
+use crate::error::Error;
+use crate::host::{Outputs, Transfer};
+use crate::plan::Plan;
+use crate::tensors::{Operand, Tensors};
+use std::sync::{Arc, OnceLock};
+
+/// A device and what runs on it.
+#[derive(Debug)]
+pub(crate) struct Gpu {
+    pub(crate) adapter: wgpu::Adapter,
+    pub(crate) device: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
+    pub(crate) attention: Attention,
+    pub(crate) lost: Arc<OnceLock<String>>,
+}
+
+/// What comes back of a submission, or why nothing was submitted.
+type Downloads = Result<Vec<(Operand, Download)>, Error>;
+
+impl Gpu {
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) fn run(&self, plan: &Plan, transfer: &Transfer<'_>) -> Result<Outputs, Error> {
+        self.alive()?;
+        let pending = self.submit(plan, transfer);
+        // An error here is the device's loss, which `finish` reports.
+        let _ = self.device.poll(wgpu::PollType::wait_indefinitely());
+        pollster::block_on(self.finish(transfer, pending))
+    }
+
+    pub(crate) async fn run_async(
+        &self,
+        plan: &Plan,
+        transfer: &Transfer<'_>,
+    ) -> Result<Outputs, Error> {
+        self.alive()?;
+        let pending = self.submit(plan, transfer);
+        #[cfg(not(target_arch = "wasm32"))]
+        {
+            let device = self.device.clone();
+            std::thread::spawn(move || device.poll(wgpu::PollType::wait_indefinitely()));
+        }
+        self.finish(transfer, pending).await
+    }
+
+    fn alive(&self) -> Result<(), Error> {
+        self.lost.get().map_or(Ok(()), |why| Err(Error::DeviceLost(why.clone())))
+    }
+
+    /// Everything up to the submission, with whatever wgpu says of it.
+    fn submit(
+        &self,
+        plan: &Plan,
+        transfer: &Transfer<'_>,
+    ) -> (impl Future<Output = Result<(), Error>> + use<>, Downloads) {
+        let scopes = [
+            wgpu::ErrorFilter::Internal,
+            wgpu::ErrorFilter::Validation,
+            wgpu::ErrorFilter::OutOfMemory,
+        ]
+        .map(|filter| self.device.push_error_scope(filter));
+        let downloads = self.submit_unwatched(plan, transfer);
+        // Scopes are popped in reverse order; what they caught is awaited later.
+        let [internal, validation, memory] = scopes;
+        let memory = memory.pop();
+        let validation = validation.pop();
+        let internal = internal.pop();
+        let caught = async move {
+            match memory.await.or(validation.await).or(internal.await) {
+                None => Ok(()),
+                Some(wgpu::Error::OutOfMemory { source }) => {
+                    Err(Error::OutOfMemory(source.to_string()))
+                }
+                Some(
+                    wgpu::Error::Validation { description, .. }
+                    | wgpu::Error::Internal { description, .. },
+                ) => Err(Error::Validation(description)),
+            }
+        };
+        (caught, downloads)
+    }
+
+    fn submit_unwatched(&self, plan: &Plan, transfer: &Transfer<'_>) -> Downloads {
+        use wgpu::util::DeviceExt as _;
+        transfer.check_sizes(self.device.limits().max_buffer_size)?;
+        let inputs: Vec<_> = (transfer.inputs.iter())
+            .map(|(operand, data)| {
+                let buffer = self.device.create_buffer_init(&wgpu::util::BufferInitDescriptor {
+                    label: Some(operand.name()),
+                    contents: bytemuck::cast_slice(data),
+                    usage: wgpu::BufferUsages::STORAGE,
+                });
+                (*operand, buffer)
+            })
+            .collect();
+        let outputs: Vec<_> = (transfer.outputs.iter())
+            .filter(|(_, elements)| *elements > 0)
+            .map(|(operand, elements)| {
+                let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+                    label: Some(operand.name()),
+                    size: *elements as u64 * crate::blocks::ELEMENT_BYTES,
+                    usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
+                    mapped_at_creation: false,
+                });
+                (*operand, buffer)
+            })
+            .collect();
+        let tensors = (inputs.iter().chain(&outputs))
+            .fold(Tensors::default(), |tensors, (operand, buffer)| {
+                tensors.with(*operand, buffer.slice(..))
+            });
+        let dispatch: Dispatch = self.attention.bind(plan, &tensors)?;
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        dispatch.encode(&mut encoder);
+        let downloads = (outputs.iter())
+            .map(|(operand, buffer)| {
+                (*operand, Download::encode(&self.device, &mut encoder, buffer.slice(..)))
+            })
+            .collect();
+        self.queue.submit([encoder.finish()]);
+        Ok(downloads)
+    }
+
+    async fn finish(
+        &self,
+        transfer: &Transfer<'_>,
+        (caught, downloads): (impl Future<Output = Result<(), Error>>, Downloads),
+    ) -> Result<Outputs, Error> {
+        let caught = caught.await;
+        self.alive()?;
+        caught?;
+        let mut outputs = transfer.empty_outputs();
+        for (operand, download) in downloads? {
+            let data = download.read().await.or_else(|error| {
+                self.alive()?;
+                Err(Error::from(error))
+            })?;
+            match operand {
+                Operand::Lse => outputs.lse = Some(data),
+                Operand::Weights => outputs.weights = Some(data),
+                _ => outputs.out = data,
+            }
+        }
+        Ok(outputs)
+    }
+}
