@@ -46,7 +46,7 @@ impl Tuning {
             // barrier costs a switch of coroutines, a gather costs a load a lane.
             DeviceClass::Software => Self {
                 product: Product::Lane { block_m: 16, block_n: 32 },
-                flash: Flash::Lane { block_q: 32, widest: 128 },
+                flash: Flash::Lane { block_q: 64, widest: 128 },
                 row_threads: 16,
             },
         }

@@ -1,15 +1,20 @@
 // o = softmax(score(Q K^T)) V in one pass over the keys, as software GPUs like it: online softmax, whole rows.
 // One workgroup owns BLOCK_Q rows of one head; an invocation owns rows lane and lane + THREADS with all their
-// columns, and walks 8 keys at a time, whose address all invocations share: loaded once for all.
+// columns. Keys and values pass through workgroup memory, 16 at a time, and are read from there at an address that
+// all invocations share: loaded once for all.
 // Keys that no row of the workgroup sees are skipped; only keys that some row does not see are masked ("edge").
 // Expects: HEAD_DIM, V_HEAD_DIM, BLOCK_Q, Params, block_begin, block_end, score, load_q4, load_k4, load_v4,
 // store_out4, store_lse.
 // Provides: flash_lane_kernel.
 const THREADS: u32 = BLOCK_Q / 2u;
 const KEYS: u32 = 4u;
+const BLOCK_KV: u32 = 16u;
 const D4: u32 = (HEAD_DIM + 3u) / 4u;
 const V4: u32 = (V_HEAD_DIM + 3u) / 4u;
 const LOWEST: f32 = -3.4028235e38;   // no finite score is below it
+
+var<workgroup> k_tile: array<vec4<f32>, BLOCK_KV * D4>;
+var<workgroup> v_tile: array<vec4<f32>, BLOCK_KV * V4>;
 
 fn dot_onto(a: vec4<f32>, b: vec4<f32>, c: f32) -> f32 {
     return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, c))));
@@ -54,63 +59,75 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
     var m1 = LOWEST;
     var l0 = 0.0;
     var l1 = 0.0;
-    for (var key = begin; key < end; key += KEYS) {
-        var s0: array<f32, KEYS>;
-        var s1: array<f32, KEYS>;
-        for (var d = 0u; d < D4; d++) {
+    for (var tile_first = begin; tile_first < end; tile_first += BLOCK_KV) {
+        workgroupBarrier();
+        for (var i = lane; i < BLOCK_KV * D4; i += THREADS) {
+            let at = k_first + min(tile_first + i / D4, params.kv_len - 1u) * params.k_row;
+            k_tile[i] = load_k4(at + i % D4 * 4u, HEAD_DIM - i % D4 * 4u);
+        }
+        for (var i = lane; i < BLOCK_KV * V4; i += THREADS) {
+            let at = v_first + min(tile_first + i / V4, params.kv_len - 1u) * params.v_row;
+            v_tile[i] = load_v4(at + i % V4 * 4u, V_HEAD_DIM - i % V4 * 4u);
+        }
+        workgroupBarrier();
+        for (var t = 0u; t < BLOCK_KV; t += KEYS) {
+            let key = tile_first + t;
+            if key >= end { break; }
+            var s0: array<f32, KEYS>;
+            var s1: array<f32, KEYS>;
+            for (var d = 0u; d < D4; d++) {
+                for (var c = 0u; c < KEYS; c++) {
+                    let k4 = k_tile[(t + c) * D4 + d];
+                    s0[c] = dot_onto(q0[d], k4, s0[c]);
+                    s1[c] = dot_onto(q1[d], k4, s1[c]);
+                }
+            }
+            let edge = key < all_begin || key + KEYS > all_end;
+            var larger0 = m0;
+            var larger1 = m1;
             for (var c = 0u; c < KEYS; c++) {
-                let at = k_first + min(key + c, params.kv_len - 1u) * params.k_row;
-                let k4 = load_k4(at + d * 4u, HEAD_DIM - d * 4u);
-                s0[c] = dot_onto(q0[d], k4, s0[c]);
-                s1[c] = dot_onto(q1[d], k4, s1[c]);
+                let j = params.kv_first + key + c;
+                s0[c] = score(s0[c], b, h, params.q_first + row0, j);
+                s1[c] = score(s1[c], b, h, params.q_first + row1, j);
+                larger0 = select(larger0, max(larger0, s0[c]), !edge || (key + c >= lo0 && key + c < hi0));
+                larger1 = select(larger1, max(larger1, s1[c]), !edge || (key + c >= lo1 && key + c < hi1));
             }
-        }
-        let edge = key < all_begin || key + KEYS > all_end;
-        var larger0 = m0;
-        var larger1 = m1;
-        for (var c = 0u; c < KEYS; c++) {
-            let j = params.kv_first + key + c;
-            s0[c] = score(s0[c], b, h, params.q_first + row0, j);
-            s1[c] = score(s1[c], b, h, params.q_first + row1, j);
-            larger0 = select(larger0, max(larger0, s0[c]), !edge || (key + c >= lo0 && key + c < hi0));
-            larger1 = select(larger1, max(larger1, s1[c]), !edge || (key + c >= lo1 && key + c < hi1));
-        }
-        let keep0 = exp(m0 - larger0);
-        let keep1 = exp(m1 - larger1);
-        m0 = larger0;
-        m1 = larger1;
-        l0 *= keep0;
-        l1 *= keep1;
-        for (var c = 0u; c < KEYS; c++) {
-            s0[c] = select(0.0, exp(s0[c] - m0), !edge || (key + c >= lo0 && key + c < hi0));
-            s1[c] = select(0.0, exp(s1[c] - m1), !edge || (key + c >= lo1 && key + c < hi1));
-            l0 += s0[c];
-            l1 += s1[c];
-        }
-        if edge {
-            for (var d = 0u; d < V4; d++) {
-                var x0 = o0[d] * keep0;
-                var x1 = o1[d] * keep1;
-                for (var c = 0u; c < KEYS; c++) {
-                    let at = v_first + min(key + c, params.kv_len - 1u) * params.v_row;
-                    let v4 = load_v4(at + d * 4u, V_HEAD_DIM - d * 4u);
-                    x0 = select(x0, fma(vec4<f32>(s0[c]), v4, x0), s0[c] != 0.0);
-                    x1 = select(x1, fma(vec4<f32>(s1[c]), v4, x1), s1[c] != 0.0);
-                }
-                o0[d] = x0;
-                o1[d] = x1;
+            let keep0 = exp(m0 - larger0);
+            let keep1 = exp(m1 - larger1);
+            m0 = larger0;
+            m1 = larger1;
+            l0 *= keep0;
+            l1 *= keep1;
+            for (var c = 0u; c < KEYS; c++) {
+                s0[c] = select(0.0, exp(s0[c] - m0), !edge || (key + c >= lo0 && key + c < hi0));
+                s1[c] = select(0.0, exp(s1[c] - m1), !edge || (key + c >= lo1 && key + c < hi1));
+                l0 += s0[c];
+                l1 += s1[c];
             }
-        } else {
-            for (var d = 0u; d < V4; d++) {
-                var x0 = o0[d] * keep0;
-                var x1 = o1[d] * keep1;
-                for (var c = 0u; c < KEYS; c++) {
-                    let v4 = load_v4(v_first + (key + c) * params.v_row + d * 4u, V_HEAD_DIM - d * 4u);
-                    x0 = fma(vec4<f32>(s0[c]), v4, x0);
-                    x1 = fma(vec4<f32>(s1[c]), v4, x1);
+            if edge {
+                for (var d = 0u; d < V4; d++) {
+                    var x0 = o0[d] * keep0;
+                    var x1 = o1[d] * keep1;
+                    for (var c = 0u; c < KEYS; c++) {
+                        let v4 = v_tile[(t + c) * V4 + d];
+                        x0 = select(x0, fma(vec4<f32>(s0[c]), v4, x0), s0[c] != 0.0);
+                        x1 = select(x1, fma(vec4<f32>(s1[c]), v4, x1), s1[c] != 0.0);
+                    }
+                    o0[d] = x0;
+                    o1[d] = x1;
                 }
-                o0[d] = x0;
-                o1[d] = x1;
+            } else {
+                for (var d = 0u; d < V4; d++) {
+                    var x0 = o0[d] * keep0;
+                    var x1 = o1[d] * keep1;
+                    for (var c = 0u; c < KEYS; c++) {
+                        let v4 = v_tile[(t + c) * V4 + d];
+                        x0 = fma(vec4<f32>(s0[c]), v4, x0);
+                        x1 = fma(vec4<f32>(s1[c]), v4, x1);
+                    }
+                    o0[d] = x0;
+                    o1[d] = x1;
+                }
             }
         }
     }

@@ -103,7 +103,7 @@ impl From<FlashLane> for Kernel {
             bindings,
             fields: AttentionParams::FIELDS,
             workgroup_size: block_q / 2,
-            workgroup_bytes: 0,
+            workgroup_bytes: 16 * (head_dim.div_ceil(4) + v_head_dim.div_ceil(4)) * 16,
         }
     }
 }

@@ -1,0 +1,288 @@
+//! The whole path of the host on wgpu's no-op device: wgpu validates every call, and nothing is computed.
+
+#![cfg(feature = "cpu")]
+
+use std::fmt::Debug;
+use wgpu_attention::{
+    Algorithm, Attention, BindError, Capabilities, Checks, DeviceClass, Diagonal, Dispatch,
+    Download, DownloadError, Error, Layout, Mask, Plan, PlanError, Problem, ProblemError, Runner,
+    SelfAttention, Shape, Strides, Tensors,
+};
+
+const CLASSES: [DeviceClass; 3] =
+    [DeviceClass::Hardware, DeviceClass::Apple, DeviceClass::Software];
+
+/// Larger than any operand here.
+const BUFFER_BYTES: u64 = 1 << 18;
+
+struct Host {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+}
+
+impl Host {
+    fn new() -> Self {
+        let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+        Self { device, queue }
+    }
+
+    fn attention(&self, class: DeviceClass) -> Attention {
+        Attention::new(&self.device).with_class(class)
+    }
+
+    fn buffer(&self, size: u64) -> wgpu::Buffer {
+        self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        })
+    }
+
+    fn buffers<const N: usize>(&self) -> [wgpu::Buffer; N] {
+        std::array::from_fn(|_| self.buffer(BUFFER_BYTES))
+    }
+
+    /// What `act` gives, unless wgpu finds fault with a call.
+    fn validated<T>(&self, what: &dyn Debug, act: impl FnOnce() -> T) -> T {
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let result = act();
+        if let Some(error) = pollster::block_on(scope.pop()) {
+            panic!("{error}: {what:?}");
+        }
+        result
+    }
+
+    /// Binds, encodes, submits, and reads `result` back.
+    fn run(
+        &self,
+        attention: &Attention,
+        plan: &Plan,
+        tensors: &Tensors<'_>,
+        result: wgpu::BufferSlice<'_>,
+    ) {
+        let read: Vec<f32> = self.validated(&(plan, tensors), || {
+            let dispatch = attention.bind(plan, tensors).expect("buffers that fit");
+            assert!(dispatch.kernels().eq(plan.kernels()));
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            dispatch.encode(&mut encoder);
+            let download = Download::encode(&self.device, &mut encoder, result);
+            self.queue.submit([encoder.finish()]);
+            self.device.poll(wgpu::PollType::wait_indefinitely()).expect("a device");
+            pollster::block_on(download.read()).expect("data")
+        });
+        assert_eq!(read.len() as u64 * 4, result.size());
+    }
+
+    /// Passes a compute pass to `record`, and submits it.
+    fn pass(&self, what: &dyn Debug, record: impl FnOnce(&mut wgpu::ComputePass<'_>)) {
+        self.validated(what, || {
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            record(&mut encoder.begin_compute_pass(&Default::default()));
+            self.queue.submit([encoder.finish()]);
+        });
+    }
+}
+
+fn shape() -> Shape {
+    Shape::cross_attention(2, 6, 37, 53, 32).with_kv_heads(2).with_v_head_dim(16)
+}
+
+fn masks() -> [Mask; 6] {
+    [
+        Mask::FULL,
+        Mask::CAUSAL,
+        Mask::window(7),
+        Mask::band(Some(3), Some(5)),
+        Mask::CAUSAL.along(Diagonal::TopLeft),
+        Mask::CAUSAL.along(Diagonal::Offset(-9)),
+    ]
+}
+
+fn problems() -> Vec<Problem> {
+    let gapped = |len: u64, dim: u64| Strides { batch: 8 * len * dim, head: len * dim, row: dim };
+    let mut problems = Vec::new();
+    for mask in masks() {
+        let problem = Problem::new(shape()).mask(mask);
+        problems.extend([
+            problem,
+            problem.with_lse(),
+            problem.layout(Layout::Bshd),
+            problem.layout(Layout::PackedQkv).with_lse(),
+            problem.q_strides(gapped(39, 33)).k_strides(gapped(53, 35)).out_strides(gapped(37, 19)),
+            problem.k_strides(Strides { batch: 0, head: 0, row: 0 }),
+        ]);
+    }
+    problems
+}
+
+#[test]
+fn every_mask_algorithm_and_layout_passes_validation() {
+    let host = Host::new();
+    let [q, k, v, out, lse] = host.buffers();
+    for class in CLASSES {
+        let attention = host.attention(class);
+        for problem in problems() {
+            for algorithm in [Algorithm::Auto, Algorithm::Staged, Algorithm::Flash] {
+                let plan = attention.plan_with(&problem, algorithm).expect("a plan");
+                let slices = [&q, &k, &v, &out].map(|buffer| buffer.slice(..));
+                let mut tensors = Tensors::new(slices[0], slices[1], slices[2], slices[3]);
+                if problem.lse {
+                    tensors = tensors.lse(lse.slice(..));
+                }
+                host.run(&attention, &plan, &tensors, out.slice(..));
+            }
+        }
+    }
+}
+
+#[test]
+fn wgpu_checks_may_be_on() {
+    let host = Host::new();
+    let [q, k, v, out, lse] = host.buffers();
+    let attention = host.attention(DeviceClass::Hardware).with_checks(Checks::On);
+    let tensors = Tensors::new(q.slice(..), k.slice(..), v.slice(..), out.slice(..));
+    for algorithm in [Algorithm::Staged, Algorithm::Flash] {
+        let problem = Problem::new(shape()).with_lse();
+        let plan = attention.plan_with(&problem, algorithm).expect("a plan");
+        host.validated(&plan, || attention.compile(&plan));
+        host.run(&attention, &plan, &tensors.clone().lse(lse.slice(..)), out.slice(..));
+    }
+}
+
+#[test]
+fn weights_pass_validation() {
+    let host = Host::new();
+    let [q, k, v, out, weights] = host.buffers();
+    let tensors = Tensors::new(q.slice(..), k.slice(..), v.slice(..), out.slice(..));
+    let tensors = tensors.weights(weights.slice(..));
+    for class in CLASSES {
+        for mask in masks() {
+            let attention = host.attention(class);
+            let problem = Problem::new(shape()).mask(mask).with_weights();
+            let plan = attention.plan(&problem).expect("a plan");
+            assert_eq!(plan.workspace_bytes(), 0, "the scores are the caller's");
+            host.run(&attention, &plan, &tensors, weights.slice(..));
+        }
+    }
+}
+
+#[test]
+fn slices_may_start_at_any_element() {
+    let host = Host::new();
+    let [q, k, v, out, lse] = host.buffers();
+    for class in CLASSES {
+        let attention = host.attention(class);
+        for algorithm in [Algorithm::Staged, Algorithm::Flash] {
+            let problem = Problem::new(shape()).with_lse();
+            let plan = attention.plan_with(&problem, algorithm).expect("a plan");
+            for first in [4, 12, 20, 28, 60, 252, 260] {
+                let at = |buffer| wgpu::Buffer::slice(buffer, first..);
+                let tensors = Tensors::new(at(&q), at(&k), at(&v), at(&out)).lse(at(&lse));
+                host.run(&attention, &plan, &tensors, at(&out));
+                let mixed = tensors.q(q.slice(..)).out(out.slice(..));
+                host.run(&attention, &plan, &mixed, out.slice(..));
+            }
+        }
+    }
+}
+
+#[test]
+fn inputs_outputs_and_workspace_may_share_a_buffer() {
+    let host = Host::new();
+    let shared = host.buffer(6 * BUFFER_BYTES);
+    for class in CLASSES {
+        let attention = host.attention(class);
+        for algorithm in [Algorithm::Staged, Algorithm::Flash] {
+            let problem = Problem::new(shape()).with_lse();
+            let plan = attention.plan_with(&problem, algorithm).expect("a plan");
+            for first in [0, 4, 16] {
+                let part = |i: u64| shared.slice(i * BUFFER_BYTES + first..(i + 1) * BUFFER_BYTES);
+                let tensors = Tensors::new(part(0), part(1), part(2), part(3)).lse(part(4));
+                host.run(&attention, &plan, &tensors, part(3));
+                host.run(&attention, &plan, &tensors.workspace(part(5)), part(3));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_workspace_of_exactly_workspace_bytes_serves() {
+    let host = Host::new();
+    let [q, k, v, out] = host.buffers();
+    let attention = host.attention(DeviceClass::Hardware);
+    let tensors = Tensors::new(q.slice(..), k.slice(..), v.slice(..), out.slice(..));
+    let problem = Problem::new(shape());
+    let flash = attention.plan_with(&problem, Algorithm::Flash).expect("a plan");
+    assert_eq!(flash.workspace_bytes(), 0);
+    let staged = attention.plan_with(&problem, Algorithm::Staged).expect("a plan");
+    // Rows of 53 scores start at multiples of 4 elements, the region ends at one of 256 bytes.
+    let scores_bytes: u64 = 2 * 6 * 37 * 56 * 4;
+    assert_eq!(staged.workspace_bytes(), scores_bytes.next_multiple_of(256));
+    let workspace = host.buffer(staged.workspace_bytes());
+    host.run(&attention, &staged, &tensors.workspace(workspace.slice(..)), out.slice(..));
+}
+
+#[test]
+fn layers_pass_validation() {
+    let host = Host::new();
+    let [x, context, w, w_o, b, out, weights] = host.buffers();
+    let layer = SelfAttention::new(2, 19, 48, 4).expect("even heads").mask(Mask::CAUSAL);
+    let grouped = layer.with_heads(6, 2, 13, 7).with_out_dim(29);
+    let layers = [layer, grouped].into_iter().flat_map(|layer| {
+        let cross = layer.with_context(31, 21);
+        [layer, layer.packed(), cross, layer.with_weights(), cross.with_weights()]
+    });
+    for layer in layers.flat_map(|layer| [layer, layer.with_biases()]) {
+        let mut tensors = Tensors::default().x(x.slice(..)).w_o(w_o.slice(..)).out(out.slice(..));
+        tensors = match (layer.packed, layer.biases) {
+            (true, false) => tensors.w_qkv(w.slice(..)),
+            (true, true) => tensors.w_qkv(w.slice(..)).b_qkv(b.slice(..)),
+            (false, false) => tensors.w_q(w.slice(..)).w_k(w.slice(..)).w_v(w.slice(..)),
+            (false, true) => (tensors.w_q(w.slice(..)).w_k(w.slice(..)).w_v(w.slice(..)))
+                .b_q(b.slice(..))
+                .b_k(b.slice(..))
+                .b_v(b.slice(..)),
+        };
+        if layer.biases {
+            tensors = tensors.b_o(b.slice(..));
+        }
+        if layer.context_dim.is_some() {
+            tensors = tensors.context(context.slice(..));
+        }
+        if layer.weights {
+            tensors = tensors.weights(weights.slice(..));
+        }
+        for class in CLASSES {
+            let attention = host.attention(class);
+            let plan = attention.plan_layer(&layer).expect("a plan");
+            assert_eq!(plan.kernels().last(), Some("linear"), "{layer:?}");
+            host.run(&attention, &plan, &tensors, out.slice(..));
+        }
+    }
+}
+
+#[test]
+fn operands_without_elements_may_be_left_out() {
+    let host = Host::new();
+    let [q, out, lse] = host.buffers();
+    let attention = host.attention(DeviceClass::Hardware);
+    let nothing = Tensors::default();
+    for algorithm in [Algorithm::Staged, Algorithm::Flash] {
+        for shape in [Shape { batch: 0, ..shape() }, Shape { q_len: 0, ..shape() }] {
+            let problem = Problem::new(shape).with_lse();
+            let plan = attention.plan_with(&problem, algorithm).expect("a plan");
+            assert_eq!(plan.kernels().count(), 0);
+            host.run(&attention, &plan, &nothing, out.slice(..));
+            host.run(&attention, &plan, &nothing.clone().q(q.slice(..0)), out.slice(..));
+        }
+        let problem = Problem::new(Shape { kv_len: 0, ..shape() }).with_lse();
+        let plan = attention.plan_with(&problem, algorithm).expect("a plan");
+        assert!(plan.kernels().eq(["fill"]), "{plan}");
+        let tensors = nothing.clone().out(out.slice(..)).lse(lse.slice(..));
+        host.run(&attention, &plan, &tensors, out.slice(..));
+    }
+    let layer = SelfAttention::new(0, 19, 48, 4).expect("even heads");
+    let plan = attention.plan_layer(&layer).expect("a plan");
+    host.run(&attention, &plan, &nothing, out.slice(..));
+}
