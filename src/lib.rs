@@ -1,4 +1,44 @@
-#![doc = include_str!("../README.md")]
+//! Attention on any Vulkan, Metal or DX12 GPU: WGSL compute shaders on the caller's own [`wgpu::Device`].
+//!
+//! [`Problem`] says what to compute, [`Plan`] how, [`Dispatch`] over which buffers; the caller records it where
+//! it likes. [`SelfAttention`] is a whole layer with its projections; `Runner` serves tensors in host memory.
+//! What every edge means is said where it is asked for; [`reference`](mod@reference) is the definition.
+//!
+//! ```
+//! use wgpu_attention::{Attention, Download, Mask, Problem, Shape, Tensors, wgpu};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+//! # let buffer = |rows: u64| device.create_buffer(&wgpu::BufferDescriptor {
+//! #     label: None,
+//! #     size: rows * 64 * 4,
+//! #     usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
+//! #     mapped_at_creation: false,
+//! # });
+//! # let (q, k, v, out) = (buffer(8 * 128), buffer(2 * 128), buffer(2 * 128), buffer(8 * 128));
+//! // Once a device: your own `wgpu::Device`.
+//! let attention = Attention::new(&device);
+//!
+//! // Once a shape: 8 query heads on 2 key/value heads, 128 positions, 64 wide.
+//! let shape = Shape::self_attention(1, 8, 128, 64).with_kv_heads(2);
+//! let plan = attention.plan(&Problem::new(shape).mask(Mask::CAUSAL))?;
+//!
+//! // Once a set of buffers.
+//! let tensors = Tensors::new(q.slice(..), k.slice(..), v.slice(..), out.slice(..));
+//! let dispatch = attention.bind(&plan, &tensors)?;
+//!
+//! // Every step, in your own encoder: nothing is allocated, submitted or waited for.
+//! let mut encoder = device.create_command_encoder(&Default::default());
+//! dispatch.encode(&mut encoder);
+//! let download = Download::encode(&device, &mut encoder, out.slice(..));
+//! queue.submit([encoder.finish()]);
+//!
+//! device.poll(wgpu::PollType::wait_indefinitely())?;
+//! let values: Vec<f32> = pollster::block_on(download.read())?;
+//! assert_eq!(values.len(), 8 * 128 * 64);
+//! # Ok(()) }
+//! ```
+
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 // In reading order: the question, the answer, how, the kernels, the glue, what is built on it.
@@ -48,3 +88,8 @@ pub use problem::{DType, Problem, Shape};
 pub use runner::{Runner, RunnerOptions};
 pub use tensors::{Operand, Tensors};
 pub use wgpu;
+
+/// The code of the README compiles and runs.
+#[cfg(all(doctest, feature = "cpu"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
