@@ -31,6 +31,7 @@ const WORD: &str = "it";
 const TOLERANCE: f64 = 1e-4;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    env_logger::init();
     let picture = std::env::args_os().nth(1).map_or("target/heatmap.png".into(), PathBuf::from);
     let sentence = Sentence::load()?;
     let colours = terminal::colours();
