@@ -5,6 +5,7 @@ use crate::error::BindError;
 use crate::kernels::{Access, Kernel};
 use crate::plan::{Plan, REGION_ALIGNMENT, Step};
 use crate::tensors::{Operand, Tensors};
+use crate::upload::upload;
 use std::num::NonZeroU64;
 use std::ops::Range;
 
@@ -247,14 +248,8 @@ impl Uniforms {
                 0,
             );
         }
-        let buffer = wgpu::util::DeviceExt::create_buffer_init(
-            device,
-            &wgpu::util::BufferInitDescriptor {
-                label: Some("attention params"),
-                contents: &contents,
-                usage: wgpu::BufferUsages::UNIFORM,
-            },
-        );
+        let usage = wgpu::BufferUsages::UNIFORM;
+        let buffer = upload(device, "attention params", &contents, usage);
         Ok(Self { buffer: Some(buffer), stride })
     }
 

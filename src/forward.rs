@@ -141,7 +141,7 @@ impl AttentionPlanner<'_, '_> {
         let (tuning, banded) = (self.to.tuning, self.banded);
         let (block_m, block_n) = tuning.product.block();
         for block in chunk.blocks(&shape) {
-            let [_, heads, rows] = block.counts();
+            let [batch, heads, rows] = block.counts();
             // The block's scores: a part of the caller's weights, or scratch that starts with the block.
             let (scores, scores_bound) = match region {
                 None => (weights.strides, self.queries(&block, &weights)),
@@ -149,15 +149,17 @@ impl AttentionPlanner<'_, '_> {
                     let row = pitch;
                     let head = row * u64::from(rows);
                     let bytes = 0..block.rows() * pitch * ELEMENT_BYTES;
-                    let batch = head * u64::from(heads);
-                    (Strides { batch, head, row }, Bound { operand, bytes })
+                    (
+                        Strides { batch: head * u64::from(heads), head, row },
+                        Bound { operand, bytes },
+                    )
                 }
             };
             let scores_vec4 = scores.row.is_multiple_of(4);
             let with_scores = |params: AttentionParams| AttentionParams {
-                scores_batch: narrow(scores.batch),
-                scores_head: narrow(scores.head),
-                scores_row: narrow(scores.row),
+                scores_batch: stride(scores.batch, batch),
+                scores_head: stride(scores.head, heads),
+                scores_row: stride(scores.row, rows),
                 ..params
             };
             let head_tiles = block.rows() / u64::from(rows) * u64::from(rows.div_ceil(block_m));
@@ -335,20 +337,18 @@ impl AttentionPlanner<'_, '_> {
         let Views { q, k, v, .. } = *self.views;
         let [batch, heads, q_len] = block.counts();
         let kv_len = keys.end - keys.start;
-        let kv_heads = block.kv_heads().len();
-        // A stride along an axis of one element is never used, and might not fit 32 bits.
-        let stride = |stride: u64, n: u64| if n > 1 { narrow(stride) } else { 0 };
-        let outer = |view: &View, heads: u64, rows: u32| {
+        let kv_heads = block.kv_heads().end - block.kv_heads().start;
+        let outer = |view: &View, heads: u32, rows: u32| {
             [
-                stride(view.strides.batch, batch.into()),
+                stride(view.strides.batch, batch),
                 stride(view.strides.head, heads),
-                stride(view.strides.row, rows.into()),
+                stride(view.strides.row, rows),
             ]
         };
-        let [q_batch, q_head, q_row] = outer(&q, heads.into(), q_len);
-        let [k_batch, k_head, k_row] = outer(&k, kv_heads as u64, kv_len);
-        let [v_batch, v_head, v_row] = outer(&v, kv_heads as u64, kv_len);
-        let [out_batch, out_head, out_row] = outer(out, heads.into(), q_len);
+        let [q_batch, q_head, q_row] = outer(&q, heads, q_len);
+        let [k_batch, k_head, k_row] = outer(&k, kv_heads, kv_len);
+        let [v_batch, v_head, v_row] = outer(&v, kv_heads, kv_len);
+        let [out_batch, out_head, out_row] = outer(out, heads, q_len);
         let lse = self.lse_view().strides;
         let (begin, end) = self.problem.mask.bounds(&self.problem.shape);
         AttentionParams {
@@ -373,8 +373,8 @@ impl AttentionPlanner<'_, '_> {
             out_batch,
             out_head,
             out_row,
-            lse_batch: stride(lse.batch, batch.into()),
-            lse_head: stride(lse.head, heads.into()),
+            lse_batch: stride(lse.batch, batch),
+            lse_head: stride(lse.head, heads),
             neg_infinity: f32::NEG_INFINITY.to_bits(),
             band_begin: begin.map_or(-BAND_END, clamp_band),
             band_end: end.map_or(BAND_END, clamp_band),
@@ -393,6 +393,11 @@ const BAND_END: i32 = 1 << 30;
 
 fn clamp_band(bound: i64) -> i32 {
     i32::try_from(bound.clamp((-BAND_END).into(), BAND_END.into())).expect("clamped")
+}
+
+/// A stride along an axis of `n`; of one element it is never used, and might not fit 32 bits.
+fn stride(elements: u64, n: u32) -> u32 {
+    if n > 1 { narrow(elements) } else { 0 }
 }
 
 /// A number of elements within one binding, which is below 2^31 bytes.

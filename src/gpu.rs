@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::host::{Outputs, Transfer};
 use crate::plan::Plan;
 use crate::tensors::{Operand, Tensors};
+use crate::upload::upload;
 use std::sync::{Arc, OnceLock};
 
 /// A device and what runs on it.
@@ -85,15 +86,12 @@ impl Gpu {
     }
 
     fn submit_unwatched(&self, plan: &Plan, transfer: &Transfer<'_>) -> Downloads {
-        use wgpu::util::DeviceExt as _;
         transfer.check_sizes(self.device.limits().max_buffer_size)?;
         let inputs: Vec<_> = (transfer.inputs.iter())
             .map(|(operand, data)| {
-                let buffer = self.device.create_buffer_init(&wgpu::util::BufferInitDescriptor {
-                    label: Some(operand.name()),
-                    contents: bytemuck::cast_slice(data),
-                    usage: wgpu::BufferUsages::STORAGE,
-                });
+                let usage = wgpu::BufferUsages::STORAGE;
+                let contents = bytemuck::cast_slice(data);
+                let buffer = upload(&self.device, operand.name(), contents, usage);
                 (*operand, buffer)
             })
             .collect();

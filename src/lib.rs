@@ -58,6 +58,7 @@ mod tensors;
 mod attention;
 mod dispatch;
 mod pipeline;
+mod upload;
 mod download;
 mod layer;
 #[cfg(feature = "runner")]

@@ -269,14 +269,16 @@ fn operands_without_elements_may_be_left_out() {
     let attention = host.attention(DeviceClass::Hardware);
     let nothing = Tensors::default();
     for algorithm in [Algorithm::Staged, Algorithm::Flash] {
-        for shape in [Shape { batch: 0, ..shape() }, Shape { q_len: 0, ..shape() }] {
+        let shapes = [(0, 37, 53), (2, 0, 53)];
+        for (batch, q_len, kv_len) in shapes {
+            let shape = Shape::cross_attention(batch, 6, q_len, kv_len, 32).with_kv_heads(2);
             let problem = Problem::new(shape).with_lse();
             let plan = attention.plan_with(&problem, algorithm).expect("a plan");
             assert_eq!(plan.kernels().count(), 0);
             host.run(&attention, &plan, &nothing, out.slice(..));
             host.run(&attention, &plan, &nothing.clone().q(q.slice(..0)), out.slice(..));
         }
-        let problem = Problem::new(Shape { kv_len: 0, ..shape() }).with_lse();
+        let problem = Problem::new(Shape::cross_attention(2, 6, 37, 0, 32)).with_lse();
         let plan = attention.plan_with(&problem, algorithm).expect("a plan");
         assert!(plan.kernels().eq(["fill"]), "{plan}");
         let tensors = nothing.clone().out(out.slice(..)).lse(lse.slice(..));
@@ -286,3 +288,135 @@ fn operands_without_elements_may_be_left_out() {
     let plan = attention.plan_layer(&layer).expect("a plan");
     host.run(&attention, &plan, &nothing, out.slice(..));
 }
+
+#[test]
+fn a_dispatch_records_into_an_open_pass_whole_or_by_step() {
+    let host = Host::new();
+    let [q, k, v, out] = host.buffers();
+    let attention = host.attention(DeviceClass::Hardware);
+    let plan = attention.plan_with(&Problem::new(shape()), Algorithm::Staged).expect("a plan");
+    let tensors = Tensors::new(q.slice(..), k.slice(..), v.slice(..), out.slice(..));
+    let dispatch = attention.bind(&plan, &tensors).expect("buffers that fit");
+    host.pass(&plan, |pass| {
+        dispatch.record(pass);
+        dispatch.clone().record(pass);
+    });
+    host.pass(&plan, |pass| {
+        for index in 0..dispatch.kernels().count() {
+            dispatch.record_step(index, pass);
+        }
+    });
+}
+
+#[test]
+fn threads_bind_one_plan_at_once() {
+    let host = Host::new();
+    let attention = host.attention(DeviceClass::Hardware);
+    let plan = attention.plan(&Problem::new(shape())).expect("a plan");
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let [q, k, v, out] = host.buffers();
+                let tensors = Tensors::new(q.slice(..), k.slice(..), v.slice(..), out.slice(..));
+                host.validated(&plan, || {
+                    let dispatch = attention.clone().bind(&plan, &tensors).expect("buffers");
+                    let mut encoder = host.device.create_command_encoder(&Default::default());
+                    dispatch.encode(&mut encoder);
+                    host.queue.submit([encoder.finish()]);
+                });
+            });
+        }
+    });
+}
+
+#[test]
+fn a_plan_names_its_kernels() {
+    let kernels = |plan: &Plan| plan.kernels().collect::<Vec<_>>();
+    let plan = |algorithm, class| {
+        let capabilities = Capabilities::portable().with_class(class);
+        Plan::new(&Problem::new(shape()), &capabilities, algorithm).expect("a plan")
+    };
+    for class in CLASSES {
+        let staged = plan(Algorithm::Staged, class);
+        assert_eq!(kernels(&staged), ["scores", "softmax", "values"]);
+        assert_eq!(plan(Algorithm::Auto, class), plan(Algorithm::Flash, class));
+    }
+    assert_eq!(kernels(&plan(Algorithm::Flash, DeviceClass::Hardware)), ["flash_tile"]);
+    assert_eq!(kernels(&plan(Algorithm::Flash, DeviceClass::Software)), ["flash_lane"]);
+
+    // 12 heads of 37 rows and 53 keys, 2 (32 + 16) operations a pair; 12 heads take one tile of 64 x 64 each,
+    // and the softmax one workgroup a row.
+    assert_eq!(
+        plan(Algorithm::Staged, DeviceClass::Hardware).to_string(),
+        "steps: 3, 0.002 GFLOP, 0.000126 GB, workspace 99584 bytes\n  \
+         scores 12 x 1 workgroups of 256\n  \
+         softmax 444 x 1 workgroups of 64\n  \
+         values 12 x 1 workgroups of 256\n"
+    );
+}
+
+#[test]
+fn a_download_that_cannot_be_read_says_so() {
+    let host = Host::new();
+    let buffer = host.buffer(12);
+    let encode = |encoder: &mut _| Download::encode(&host.device, encoder, buffer.slice(..));
+    let mut encoder = host.device.create_command_encoder(&Default::default());
+    let [whole, longer, sizeless] = [(); 3].map(|()| encode(&mut encoder));
+    host.queue.submit([encoder.finish()]);
+    host.device.poll(wgpu::PollType::wait_indefinitely()).expect("a device");
+    assert_eq!(pollster::block_on(whole.read::<[f32; 3]>()), Ok(vec![[0.0; 3]]));
+    let element = |element| DownloadError::Element { bytes: 12, element };
+    assert_eq!(pollster::block_on(longer.read::<f64>()), Err(element(8)));
+    assert_eq!(pollster::block_on(sizeless.read::<()>()), Err(element(0)));
+
+    let mut dropped = host.device.create_command_encoder(&Default::default());
+    let download = encode(&mut dropped);
+    drop(dropped);
+    assert_eq!(pollster::block_on(download.read::<f32>()), Err(DownloadError::NotSubmitted));
+}
+
+#[test]
+#[allow(clippy::single_range_in_vec_init, reason = "one query has one range")]
+fn masks_are_the_bands_they_are_documented_to_be() {
+    let ranges = |mask: Mask, q_len, kv_len| {
+        let shape = Shape::cross_attention(1, 1, q_len, kv_len, 1);
+        (0..q_len).map(|q_pos| mask.kv_range(&shape, q_pos)).collect::<Vec<_>>()
+    };
+    let top_left = |mask: Mask| mask.along(Diagonal::TopLeft);
+    assert_eq!(ranges(Mask::FULL, 3, 5), [0..5, 0..5, 0..5]);
+    assert_eq!(ranges(top_left(Mask::FULL), 3, 5), [0..5, 0..5, 0..5]);
+    // The last query sees the last key, or query i sees key i.
+    assert_eq!(ranges(Mask::CAUSAL, 3, 5), [0..3, 0..4, 0..5]);
+    assert_eq!(ranges(top_left(Mask::CAUSAL), 3, 5), [0..1, 0..2, 0..3]);
+    assert_eq!(ranges(Mask::CAUSAL.along(Diagonal::Offset(1)), 3, 5), [0..2, 0..3, 0..4]);
+    assert_eq!(ranges(Mask::CAUSAL, 1, 5), [0..5], "one query sees all that came before");
+    // Both ends of a band are inclusive.
+    assert_eq!(ranges(Mask::window(1), 3, 5), [1..3, 2..4, 3..5]);
+    assert_eq!(ranges(top_left(Mask::window(1)), 3, 5), [0..1, 0..2, 1..3]);
+    assert_eq!(ranges(Mask::window(0), 3, 3), [0..1, 1..2, 2..3]);
+    assert_eq!(ranges(Mask::band(Some(1), Some(1)), 4, 4), [0..2, 0..3, 1..4, 2..4]);
+    assert_eq!(ranges(Mask::band(None, Some(1)), 3, 3), [0..2, 0..3, 0..3]);
+    assert_eq!(ranges(Mask::band(Some(1), None), 3, 3), [0..3, 0..3, 1..3]);
+    assert_eq!(Mask::from_sliding_window(4), Ok(Mask::window(3)), "the token itself counts");
+    // Rows without a key are empty, wherever the diagonal runs.
+    assert_eq!(ranges(Mask::CAUSAL, 4, 2), [0..0, 0..0, 0..1, 0..2]);
+    for (mask, offset) in [(Mask::CAUSAL, i32::MIN), (Mask::window(2), i32::MAX)] {
+        let mask = mask.along(Diagonal::Offset(offset));
+        assert!(ranges(mask, 3, 5).iter().all(std::ops::Range::is_empty), "{mask:?}");
+    }
+    assert_eq!(ranges(Mask::band(Some(u32::MAX), Some(u32::MAX)), 2, 2), [0..2, 0..2]);
+}
+
+/// Compiles only if they may be shared between threads.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<Attention>();
+    shared::<Plan>();
+    shared::<Dispatch>();
+    shared::<Runner>();
+    shared::<ProblemError>();
+    shared::<PlanError>();
+    shared::<BindError>();
+    shared::<DownloadError>();
+    shared::<Error>();
+};

@@ -1,0 +1,260 @@
+//! What does not fit a binding is cut, what does not fit a grid is folded, what nothing sees costs nothing.
+
+#![cfg(feature = "cpu")]
+
+mod device;
+mod support;
+
+use device::{CLASSES, Gpu};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+use support::case::{Case, extent};
+use support::emulation::Got;
+use support::judge::{Answer, sampled};
+use wgpu_attention::{
+    Algorithm, Capabilities, DeviceClass, Diagonal, Dispatch, Layout, Mask, Plan, Problem, Shape,
+    Tensors, wgpu,
+};
+
+/// Bytes that the tight device binds at once: few, so that little work is cut into many blocks.
+fn binding_bytes() -> u64 {
+    if support::small() { 1 << 16 } else { 1 << 18 }
+}
+
+/// Rows 32 wide that fit one binding.
+fn rows() -> u32 {
+    u32::try_from(binding_bytes() / 128).expect("small")
+}
+
+static TIGHT: LazyLock<Gpu> =
+    LazyLock::new(|| Gpu::new(|limits| limits.max_storage_buffer_binding_size = binding_bytes()));
+
+static DEFAULT: LazyLock<Gpu> = LazyLock::new(|| {
+    Gpu::new(|limits| *limits = wgpu::Limits::default().or_worse_values_from(limits))
+});
+
+/// A plan bound to poisoned outputs.
+struct Bound {
+    dispatch: Dispatch,
+    out: wgpu::Buffer,
+    lse: wgpu::Buffer,
+    weights: wgpu::Buffer,
+}
+
+impl Bound {
+    fn new(gpu: &Gpu, class: DeviceClass, plan: &Plan, case: &Case) -> Self {
+        let (problem, inputs) = (&case.problem, case.tensors(0));
+        let s = problem.shape;
+        let rows = s.batch as usize * s.heads as usize * s.q_len as usize;
+        let [q, k, v] = [&inputs.q, &inputs.k, &inputs.v].map(|data| gpu.input(data));
+        let out = gpu.output(extent(problem.out, [s.batch, s.heads, s.q_len], s.v_head_dim));
+        let lse = gpu.output(rows);
+        let weights = gpu.output(if problem.weights { rows * s.kv_len as usize } else { 1 });
+        let mut tensors = Tensors::new(q.slice(..), k.slice(..), v.slice(..), out.slice(..));
+        if problem.lse {
+            tensors = tensors.lse(lse.slice(..));
+        }
+        if problem.weights {
+            tensors = tensors.weights(weights.slice(..));
+        }
+        let dispatch = gpu.attention(class).bind(plan, &tensors).expect("buffers that fit");
+        Self { dispatch, out, lse, weights }
+    }
+
+    fn run(&self, gpu: &Gpu) -> Got {
+        gpu.run(&[&self.dispatch]);
+        let [out, lse, weights] = [&self.out, &self.lse, &self.weights].map(|b| gpu.read(b));
+        Got { out, lse: Some(lse), weights: Some(weights) }
+    }
+}
+
+/// Right by both algorithms with tiles of both classes, and cut into several steps by each.
+fn is_cut(name: &str, problem: Problem) {
+    let case = Case::new(name, problem).sharp(8.0);
+    let answer = Answer::of(&case);
+    for class in CLASSES {
+        for (algorithm, whole) in [(Algorithm::Staged, 3), (Algorithm::Flash, 1)] {
+            if problem.weights && algorithm == Algorithm::Flash {
+                continue;
+            }
+            let plan = TIGHT.attention(class).plan_with(&problem, algorithm).expect("a plan");
+            assert!(plan.kernels().count() > whole, "{case}: {plan}");
+            let got = Bound::new(&TIGHT, class, &plan, &case).run(&TIGHT);
+            answer.check(&got).unwrap_or_else(|error| panic!("{class:?} {algorithm:?}: {error}"));
+        }
+    }
+}
+
+/// In both layouts, with lse.
+fn is_cut_in_both_layouts(name: &str, shape: Shape, mask: Mask) {
+    for layout in [Layout::Bhsd, Layout::Bshd] {
+        let problem = Problem::new(shape).mask(mask).layout(layout).with_lse();
+        is_cut(&format!("{name}, {layout:?}"), problem);
+    }
+}
+
+#[test]
+fn more_sequences_than_a_binding_holds() {
+    let batch = rows() / 100;
+    let shape = Shape::cross_attention(batch, 2, 57, 69, 32);
+    is_cut_in_both_layouts("batch", shape, Mask::CAUSAL);
+}
+
+#[test]
+fn more_heads_than_a_binding_holds() {
+    let len = rows() / 35;
+    let shape = Shape::self_attention(1, 40, len, 32).with_kv_heads(8);
+    is_cut_in_both_layouts("groups of 5 heads", shape, Mask::CAUSAL);
+}
+
+#[test]
+fn more_heads_of_one_group_than_a_binding_holds() {
+    let len = rows() / 8;
+    let shape = Shape::cross_attention(1, 9, len, 77, 32).with_kv_heads(1);
+    is_cut_in_both_layouts("9 heads on 1", shape, Mask::FULL);
+    let shape = Shape::cross_attention(1, 6, rows() / 2, 77, 32).with_kv_heads(2);
+    is_cut_in_both_layouts("groups of 3 heads", shape, Mask::FULL);
+}
+
+#[test]
+fn more_queries_than_a_binding_holds() {
+    let shape = Shape::cross_attention(1, 1, rows() + rows() / 9, 77, 32);
+    is_cut_in_both_layouts("rows", shape, Mask::band(None, Some(20)));
+}
+
+#[test]
+fn more_keys_than_a_binding_holds() {
+    let shape = Shape::cross_attention(1, 1, 77, 2 * rows() + rows() / 9, 32);
+    is_cut_in_both_layouts("keys", shape, Mask::CAUSAL);
+    let shape = Shape::cross_attention(1, 4, 5, rows() + 1, 32).with_kv_heads(2);
+    is_cut_in_both_layouts("keys of two heads", shape, Mask::FULL);
+}
+
+#[test]
+fn more_keys_than_a_binding_holds_of_which_a_row_sees_few() {
+    let shape = Shape::self_attention(1, 1, rows() + rows() / 9, 32);
+    is_cut_in_both_layouts("window", shape, Mask::window(70));
+    // The first rows see no key at all, the others not that of each range.
+    let shape = Shape::cross_attention(1, 1, 70, 2 * rows(), 32);
+    let offset = i32::try_from(rows()).expect("small") - 35;
+    for mask in [Mask::window(5), Mask::CAUSAL] {
+        let mask = mask.along(Diagonal::Offset(offset));
+        is_cut_in_both_layouts("window between ranges", shape, mask);
+    }
+    let shape = Shape::cross_attention(1, 1, 70, rows() + 64, 32);
+    is_cut_in_both_layouts("empty rows", shape, Mask::CAUSAL.along(Diagonal::Offset(-50)));
+}
+
+#[test]
+fn more_weights_than_a_binding_holds() {
+    let scores = u32::try_from(binding_bytes() / 4).expect("small");
+    for (name, shape) in [
+        ("batch", Shape::cross_attention(scores / 2500, 1, 50, 61, 32)),
+        ("heads", Shape::cross_attention(1, scores / 2500, 50, 64, 32)),
+        ("queries", Shape::cross_attention(1, 1, scores / 60, 65, 32)),
+        ("keys", Shape::cross_attention(1, 1, 33, rows() + 64, 32)),
+    ] {
+        let problem = Problem::new(shape).mask(Mask::CAUSAL).with_weights().with_lse();
+        is_cut(&format!("weights by {name}"), problem);
+    }
+}
+
+#[test]
+fn weights_of_which_one_sequence_takes_more_elements_than_32_bits_count_are_planned() {
+    for shape in [Shape::self_attention(1, 1, 65_536, 64), Shape::self_attention(1, 16, 16_384, 64)]
+    {
+        let problem = Problem::new(shape).with_weights();
+        let plan = Plan::new(&problem, &Capabilities::portable(), Algorithm::Staged);
+        assert!(plan.expect("a plan").kernels().count() > 3 * 64);
+    }
+}
+
+#[test]
+fn the_default_limits_of_webgpu_are_enough() {
+    let shape = Shape::cross_attention(2, 4, 67, 131, 32).with_kv_heads(2);
+    for (name, problem) in [
+        ("full", Problem::new(shape).with_lse()),
+        ("causal", Problem::new(shape).mask(Mask::CAUSAL).with_lse()),
+    ] {
+        let case = Case::new(name, problem).sharp(8.0);
+        let answer = Answer::of(&case);
+        for class in CLASSES {
+            for algorithm in [Algorithm::Staged, Algorithm::Flash] {
+                let attention = DEFAULT.attention(class);
+                let plan = attention.plan_with(&case.problem, algorithm).expect("a plan");
+                let got = Bound::new(&DEFAULT, class, &plan, &case).run(&DEFAULT);
+                let right = answer.check(&got);
+                right.unwrap_or_else(|error| panic!("{class:?} {algorithm:?}: {error}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn more_workgroups_than_an_axis_of_a_grid_has_are_folded() {
+    // 70,000 sequences and heads: at least one workgroup each, and an axis ends at 65,535.
+    let shape = Shape::cross_attention(700, 100, 1, 3, 32);
+    let case = Case::new("70,000 heads", Problem::new(shape).with_lse());
+    let rows = sampled(&shape, 5000);
+    let answer = Answer::for_rows(case.to_string(), &case.problem, &case.tensors(0), &rows);
+    for class in CLASSES {
+        for algorithm in [Algorithm::Staged, Algorithm::Flash] {
+            let plan = DEFAULT.attention(class).plan_with(&case.problem, algorithm);
+            let plan = plan.expect("a plan");
+            assert!(plan.to_string().contains("65535 x 2 workgroups"), "{plan}");
+            let got = Bound::new(&DEFAULT, class, &plan, &case).run(&DEFAULT);
+            answer.check(&got).unwrap_or_else(|error| panic!("{class:?} {algorithm:?}: {error}"));
+        }
+    }
+}
+
+#[test]
+fn long_sequences_take_the_memory_of_q_k_v_and_out_only() {
+    let len = if support::small() { 8192 } else { 65_536 };
+    let shape = Shape::self_attention(1, 1, len, 64);
+    for mask in [Mask::FULL, Mask::CAUSAL, Mask::window(63)] {
+        let problem = Problem::new(shape).mask(mask);
+        for class in CLASSES {
+            let plan = DEFAULT.attention(class).plan(&problem).expect("a plan");
+            assert_eq!(plan.workspace_bytes(), 0, "{plan}");
+            assert_eq!(plan.kernels().count(), 1, "{plan}");
+        }
+    }
+    let case = Case::new("long", Problem::new(shape).mask(Mask::window(63)).with_lse()).sharp(8.0);
+    let rows = sampled(&shape, 1000);
+    let answer = Answer::for_rows(case.to_string(), &case.problem, &case.tensors(0), &rows);
+    for class in CLASSES {
+        let plan = DEFAULT.attention(class).plan(&case.problem).expect("a plan");
+        assert_eq!(plan.workspace_bytes(), 0, "{plan}");
+        let got = Bound::new(&DEFAULT, class, &plan, &case).run(&DEFAULT);
+        answer.check(&got).unwrap_or_else(|error| panic!("{class:?}: {error}"));
+    }
+}
+
+#[test]
+fn tiles_that_nothing_sees_cost_nothing() {
+    let len = if support::small() { 512 } else { 1024 };
+    let shape = Shape::self_attention(1, 1, len, 32);
+    let time = |class, algorithm, mask: Mask, runs: u32| -> Duration {
+        let case = Case::new("time", Problem::new(shape).mask(mask).with_lse());
+        let plan = DEFAULT.attention(class).plan_with(&case.problem, algorithm).expect("a plan");
+        let bound = Bound::new(&DEFAULT, class, &plan, &case);
+        let run = || {
+            let start = Instant::now();
+            DEFAULT.run(&[&bound.dispatch]);
+            start.elapsed()
+        };
+        (0..runs).map(|_| run()).min().expect("a run")
+    };
+    // The last rows of the second see the first keys.
+    let edge = i32::try_from(len / 32).expect("small") - i32::try_from(len).expect("small");
+    for class in CLASSES {
+        for algorithm in [Algorithm::Staged, Algorithm::Flash] {
+            let full = time(class, algorithm, Mask::FULL, 1);
+            for mask in [Mask::window(15), Mask::CAUSAL.along(Diagonal::Offset(edge))] {
+                let few = time(class, algorithm, mask, 4);
+                assert!(few * 2 < full, "{class:?} {algorithm:?} {mask:?}: {few:?}, {full:?}");
+            }
+        }
+    }
+}
