@@ -8,10 +8,10 @@ mod class;
 mod problems;
 
 use criterion::{BatchSize, Criterion};
-use problems::CASES;
+use problems::{CASES, Case};
 use std::hint::black_box;
 use std::time::Duration;
-use wgpu_attention::{Algorithm, Attention, DeviceClass, Plan, Problem, Tensors, wgpu};
+use wgpu_attention::{Algorithm, Attention, DeviceClass, Plan, Tensors, wgpu};
 
 fn main() {
     let mut criterion = Criterion::default()
@@ -20,31 +20,32 @@ fn main() {
         .measurement_time(Duration::from_secs(1))
         .sample_size(20)
         .configure_from_args();
-    let (device, _) = wgpu::Device::noop(&Default::default());
-    let class = class::from_env().unwrap_or(DeviceClass::Hardware);
-    let attention = Attention::new(&device).with_class(class);
     for case in CASES.iter().filter(|case| !case.small) {
         for algorithm in [Algorithm::Staged, Algorithm::Flash] {
-            let problem = case.problem();
-            let plan = || attention.plan_with(&problem, algorithm).expect("a plan");
-            bench(&mut criterion, &case.id(&kernels(&plan())), &device, &attention, &problem, plan);
+            bench(&mut criterion, case, algorithm);
         }
-        let (layer, id) = (case.layer(), case.id("layer"));
+        let (attention, layer) = (attention(&device().0), case.layer());
         let plan = || attention.plan_layer(black_box(&layer)).expect("a plan");
-        criterion.bench_function(&format!("{id}/plan"), |bencher| bencher.iter(plan));
+        criterion.bench_function(&case.id("layer/plan"), |bencher| bencher.iter(plan));
     }
     criterion.final_summary();
 }
 
-fn bench(
-    criterion: &mut Criterion,
-    id: &str,
-    device: &wgpu::Device,
-    attention: &Attention,
-    problem: &Problem,
-    plan: impl Fn() -> Plan,
-) {
-    criterion.bench_function(&format!("{id}/plan"), |bencher| bencher.iter(&plan));
+/// Encoders are made through the queue: it has to live as long as its device is used.
+fn device() -> (wgpu::Device, wgpu::Queue) {
+    wgpu::Device::noop(&Default::default())
+}
+
+fn attention(device: &wgpu::Device) -> Attention {
+    Attention::new(device).with_class(class::from_env().unwrap_or(DeviceClass::Hardware))
+}
+
+fn bench(criterion: &mut Criterion, case: &Case, algorithm: Algorithm) {
+    let (device, queue) = device();
+    let (attention, problem) = (attention(&device), case.problem());
+    let plan = || attention.plan_with(black_box(&problem), algorithm).expect("a plan");
+    let id = case.id(&kernels(&plan()));
+    criterion.bench_function(&format!("{id}/plan"), |bencher| bencher.iter(plan));
 
     let s = problem.shape;
     let buffer = |elements: u64| {
@@ -66,9 +67,17 @@ fn bench(
         .workspace(workspace.slice(..));
     attention.compile(&plan);
     let bind = || attention.bind(&plan, &tensors).expect("buffers that fit");
-    criterion.bench_function(&format!("{id}/bind"), |bencher| bencher.iter(bind));
+    // wgpu keeps the uniforms of every bind until something is submitted.
+    let flush = || {
+        queue.submit([]);
+        device.poll(wgpu::PollType::wait_indefinitely()).expect("the device is alive");
+    };
+    criterion.bench_function(&format!("{id}/bind"), |bencher| {
+        bencher.iter_batched(flush, |()| bind(), BatchSize::PerIteration);
+    });
 
     let dispatch = bind();
+    flush();
     let encoder = || device.create_command_encoder(&Default::default());
     criterion.bench_function(&format!("{id}/encode"), |bencher| {
         bencher.iter_batched_ref(encoder, |to| dispatch.encode(to), BatchSize::SmallInput);

@@ -18,7 +18,7 @@ use std::time::Duration;
 use support::data::{LayerTensors, Tensors};
 use support::gpu::{Bound, Gpu};
 use support::problems::{CASES, Case};
-use support::report::{Machine, Report, Row};
+use support::report::{Machine, Report, Roof, Row};
 use support::work::Work;
 use support::{class, product, verify};
 use wgpu_attention::{Algorithm, Plan, Runner, RunnerOptions};
@@ -38,11 +38,12 @@ fn main() {
         .nresamples(10_000)
         .configure_from_args();
 
-    // A roof is a peak: the better of what is measured before and after.
-    let roofs = || (product::roof(), gpu.as_ref().and_then(Gpu::roof));
-    let before = roofs();
     let mut rows = Vec::new();
+    let (mut cpu, mut fma) = (Roof::default(), Roof::default());
     for case in CASES.iter().filter(|case| is_wanted(case, gpu.as_ref())) {
+        // Beside every problem: other programs come and go.
+        cpu.extend([product::roof()]);
+        fma.extend(gpu.as_ref().and_then(Gpu::roof));
         let mut group = criterion.benchmark_group(case.name);
         group.sampling_mode(SamplingMode::Flat);
         let mut bench = Bench { case, group, rows: &mut rows };
@@ -57,9 +58,6 @@ fn main() {
     if rows.is_empty() {
         return;
     }
-    let after = roofs();
-    let cpu = before.0.max(after.0);
-    let fma = before.1.zip(after.1).map(|(a, b)| a.max(b));
     let report = Report { machine: Machine::of(gpu.as_ref(), cpu, fma), rows };
     println!("\n{report}");
     if let Some(path) = std::env::var_os("WGPU_ATTENTION_RECORD") {

@@ -90,6 +90,32 @@ pub(crate) struct Chunk {
     pub(crate) kv: u32,
 }
 
+/// How much of a tensor one binding may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BindingLimit {
+    /// Bytes of a binding.
+    pub(crate) available: u64,
+    /// Bytes that the start of a slice may lie past what it is aligned down to.
+    pub(crate) reserve: u64,
+}
+
+impl BindingLimit {
+    /// Bytes that a tensor may take.
+    pub(crate) fn bytes(self) -> u64 {
+        self.available - self.reserve
+    }
+
+    /// That `what` takes more, in the device's terms.
+    pub(crate) fn exceeded(self, what: String, bytes: u64) -> PlanError {
+        PlanError::LimitExceeded {
+            what,
+            limit: "max_storage_buffer_binding_size",
+            required: bytes.saturating_add(self.reserve),
+            available: self.available,
+        }
+    }
+}
+
 /// Which axes a tensor has, and its size.
 pub(crate) enum Extent {
     /// Indexed by batch, head and query.
@@ -109,10 +135,10 @@ enum Axis {
 }
 
 impl Chunk {
-    /// The largest blocks of `shape` of which each named tensor takes at most `limit` bytes.
+    /// The largest blocks of `shape` of which each named tensor fits a binding.
     pub(crate) fn fit(
         shape: &Shape,
-        limit: u64,
+        limit: BindingLimit,
         tensors: &[(&'static str, Extent)],
     ) -> Result<Self, PlanError> {
         let mut chunk = Self {
@@ -125,20 +151,14 @@ impl Chunk {
             let too_large = tensors
                 .iter()
                 .map(|(name, extent)| (name, extent, chunk.bytes(shape, extent)))
-                .find(|(_, _, bytes)| *bytes > limit);
+                .find(|(_, _, bytes)| *bytes > limit.bytes());
             let Some((name, extent, required)) = too_large else { return Ok(chunk) };
             let Some(axis) = chunk.outermost(shape, extent) else {
                 let what = match extent {
                     Extent::Keys(_) => format!("one key tile of {name}"),
                     _ => format!("one row of {name}"),
                 };
-                let limit_name = "max_storage_buffer_binding_size";
-                return Err(PlanError::LimitExceeded {
-                    what,
-                    limit: limit_name,
-                    required,
-                    available: limit,
-                });
+                return Err(limit.exceeded(what, required));
             };
             chunk.halve(axis, shape.group_size());
         }

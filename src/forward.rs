@@ -61,12 +61,19 @@ impl Planner<'_> {
         }
         let mut task = AttentionPlanner { banded: excludes(problem), problem, views, to: self };
         if s.kv_len == 0 {
-            task.nothing()
-        } else if staged {
-            task.staged()
-        } else {
-            task.flash()
+            return task.nothing();
         }
+        if staged {
+            return task.staged();
+        }
+        let mark = task.to.mark();
+        let fused = task.flash();
+        if fused.is_ok() || algorithm != Algorithm::Auto {
+            return fused;
+        }
+        // What one of the two has no room for, the other may.
+        task.to.rewind(mark);
+        task.staged().or(fused)
     }
 }
 
@@ -131,8 +138,8 @@ impl AttentionPlanner<'_, '_> {
             tensors.push(("weights", Extent::Queries(weights)));
         } else {
             // The budget bends for a single row: only the binding limit is hard.
-            let most = SCORES_BYTES.max(pitch * ELEMENT_BYTES).min(limit);
-            let row = (pitch * limit).div_ceil(most);
+            let most = SCORES_BYTES.max(pitch * ELEMENT_BYTES).min(limit.bytes()).max(1);
+            let row = (pitch * limit.bytes().max(1)).div_ceil(most);
             tensors.push(("scores", Extent::Scratch { row, per_range: false }));
         }
         let chunk = Chunk::fit(&shape, limit, &tensors)?;

@@ -309,15 +309,10 @@ impl Projection {
         let limit = planner.limit();
         let most = |width: u64, name: &str| {
             let required = width.saturating_mul(ELEMENT_BYTES);
-            if required > limit {
-                return Err(PlanError::LimitExceeded {
-                    what: format!("one row of {name}"),
-                    limit: "max_storage_buffer_binding_size",
-                    required,
-                    available: limit,
-                });
+            if required > limit.bytes() {
+                return Err(limit.exceeded(format!("one row of {name}"), required));
             }
-            Ok(limit / required)
+            Ok(limit.bytes() / required)
         };
         let rows = most(inputs, x.name())?.min(most(y_row, y.name())?).min(1 << 30);
         let outputs = most(inputs, self.w.name())?;

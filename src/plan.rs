@@ -1,5 +1,6 @@
 //! How a problem will run: kernels, constants, workgroups. Pure data, no GPU needed.
 
+use crate::blocks::BindingLimit;
 use crate::cost::Cost;
 use crate::device::Capabilities;
 use crate::error::PlanError;
@@ -164,10 +165,22 @@ impl<'a> Planner<'a> {
         Operand::Workspace(self.regions.len() - 1)
     }
 
-    /// Bytes of a tensor that one binding may take: a slice may start before what it is aligned down to.
-    pub(crate) fn limit(&self) -> u64 {
+    /// How far planning is.
+    pub(crate) fn mark(&self) -> [usize; 2] {
+        [self.steps.len(), self.regions.len()]
+    }
+
+    /// Forgets what was planned after `mark`.
+    pub(crate) fn rewind(&mut self, [steps, regions]: [usize; 2]) {
+        self.steps.truncate(steps);
+        self.regions.truncate(regions);
+    }
+
+    /// What one binding may take.
+    pub(crate) fn limit(&self) -> BindingLimit {
         let alignment = self.capabilities.limits.min_storage_buffer_offset_alignment.max(16);
-        self.capabilities.binding_bytes().saturating_sub(alignment.into())
+        let available = self.capabilities.binding_bytes();
+        BindingLimit { available, reserve: u64::from(alignment).min(available) }
     }
 
     /// Appends a dispatch of `total` workgroups, folded into a grid.

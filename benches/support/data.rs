@@ -1,6 +1,8 @@
 //! Inputs that are the same in every run.
 
-use wgpu_attention::{Inputs, LayerInputs, Problem, SelfAttention};
+#[cfg(feature = "cpu")]
+use wgpu_attention::{Inputs, LayerInputs};
+use wgpu_attention::{Problem, SelfAttention};
 
 /// Factor on unit-range queries: with less, softmax is almost flat and hides errors.
 const SHARPNESS: f32 = 8.0;
@@ -23,6 +25,7 @@ impl Tensors {
         }
     }
 
+    #[cfg(feature = "cpu")]
     pub(crate) fn inputs(&self) -> Inputs<'_> {
         Inputs::new(&self.q, &self.k, &self.v)
     }
@@ -54,6 +57,7 @@ impl LayerTensors {
         }
     }
 
+    #[cfg(feature = "cpu")]
     pub(crate) fn inputs(&self) -> LayerInputs<'_> {
         let Self { x, w_q, w_k, w_v, w_o } = self;
         LayerInputs { x, w_q, w_k, w_v, w_o, ..LayerInputs::default() }

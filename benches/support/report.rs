@@ -18,13 +18,46 @@ pub(crate) struct Row {
     pub(crate) on_cpu: bool,
 }
 
+/// A rate that a machine can reach, in FLOP/s, measured beside every problem.
+#[derive(Default)]
+pub(crate) struct Roof {
+    measured: Vec<f64>,
+}
+
+impl Extend<f64> for Roof {
+    fn extend<T: IntoIterator<Item = f64>>(&mut self, rates: T) {
+        self.measured.extend(rates);
+    }
+}
+
+impl Roof {
+    /// A peak is the best of what was seen.
+    fn peak(&self) -> Option<f64> {
+        self.measured.iter().copied().reduce(f64::max)
+    }
+}
+
+impl fmt::Display for Roof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let peak = self.peak().unwrap_or_default();
+        let least = self.measured.iter().copied().fold(peak, f64::min);
+        write!(f, "{:.1} GFLOP/s", peak * 1e-9)?;
+        if least < BUSY * peak {
+            write!(f, " (the machine was busy: {:.1} for a time)", least * 1e-9)?;
+        }
+        Ok(())
+    }
+}
+
+/// A roof that fell below this part of its peak says that something else ran.
+const BUSY: f64 = 0.9;
+
 /// What it ran on.
 pub(crate) struct Machine {
     adapter: Option<Adapter>,
-    /// FLOP/s of the CPU.
-    cpu_roof: f64,
-    /// FLOP/s of the GPU, where it is no software.
-    gpu_roof: Option<f64>,
+    cpu_roof: Roof,
+    /// Empty where the GPU is software.
+    gpu_roof: Roof,
 }
 
 struct Adapter {
@@ -35,7 +68,7 @@ struct Adapter {
 }
 
 impl Machine {
-    pub(crate) fn of(gpu: Option<&Gpu<'_>>, cpu_roof: f64, gpu_roof: Option<f64>) -> Self {
+    pub(crate) fn of(gpu: Option<&Gpu<'_>>, cpu_roof: Roof, gpu_roof: Roof) -> Self {
         let adapter = gpu.map(|gpu| Adapter {
             name: gpu.info.name.clone(),
             driver: format!("{} {}", gpu.info.driver, gpu.info.driver_info).trim().to_owned(),
@@ -45,8 +78,8 @@ impl Machine {
         Self { adapter, cpu_roof, gpu_roof }
     }
 
-    fn roof(&self, row: &Row) -> f64 {
-        self.gpu_roof.filter(|_| !row.on_cpu).unwrap_or(self.cpu_roof)
+    fn roof(&self, row: &Row) -> Option<f64> {
+        self.gpu_roof.peak().filter(|_| !row.on_cpu).or(self.cpu_roof.peak())
     }
 }
 
@@ -58,10 +91,10 @@ impl fmt::Display for Machine {
             }
             None => writeln!(f, "no adapter: the CPU path alone")?,
         }
-        if let Some(roof) = self.gpu_roof {
-            writeln!(f, "roof of the GPU: {:.1} GFLOP/s, f32 FMA in registers", roof * 1e-9)?;
+        if self.gpu_roof.peak().is_some() {
+            writeln!(f, "roof of the GPU, f32 FMA in registers: {}", self.gpu_roof)?;
         }
-        writeln!(f, "roof of the CPU: {:.1} GFLOP/s, f32 gemm of 1024^3", self.cpu_roof * 1e-9)
+        writeln!(f, "roof of the CPU, f32 gemm of 1024^3: {}", self.cpu_roof)
     }
 }
 
@@ -87,7 +120,7 @@ impl Report {
             ms: seconds * 1e3,
             gflops: rate.map(|rate| rate * 1e-9),
             gbs: row.work.bytes as f64 / seconds * 1e-9,
-            share: rate.map(|rate| rate / self.machine.roof(row)),
+            share: rate.zip(self.machine.roof(row)).map(|(rate, roof)| rate / roof),
         }
     }
 

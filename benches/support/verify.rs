@@ -4,10 +4,10 @@ use super::data::{LayerTensors, Random, Tensors};
 use super::product::product;
 use wgpu_attention::{Layout, Problem, SelfAttention, Shape, reference};
 
-/// Largest absolute error of an element of out, whose values are below 1; what f32 gives is a tenth of it.
+/// Largest absolute error of an element of out, whose values are below 1: ten times what was seen.
 const ATTENTION_TOLERANCE: f64 = 2e-5;
-/// The same after four projections, where values are below 4.
-const LAYER_TOLERANCE: f64 = 1e-4;
+/// The same after projections of up to 4096 terms.
+const LAYER_TOLERANCE: f64 = 5e-5;
 
 /// Rows looked at, besides the first and the last.
 const SAMPLES: usize = 30;
@@ -79,8 +79,5 @@ fn check(id: &str, at: (u32, u32, u32), got: &[f32], want: &[f64], tolerance: f6
     // A NaN is the largest error there is.
     let error =
         errors.fold(0.0, |most: f64, x| if x.is_nan() { f64::INFINITY } else { most.max(x) });
-    if std::env::var_os("DEBUG_ERR").is_some() {
-        eprintln!("{id} {error:e}");
-    }
     assert!(error <= tolerance, "{id}: row {at:?} is off by {error:e}, more than {tolerance:e}");
 }
