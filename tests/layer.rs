@@ -1,0 +1,387 @@
+//! Whole layers against the formula in f64: projections, attention, projection.
+
+#![cfg(feature = "cpu")]
+
+mod device;
+#[path = "../examples/support/sentence.rs"]
+mod sentence;
+mod support;
+
+use device::{CLASSES, Gpu};
+use sentence::Sentence;
+use std::ops::{Add, Div, Mul, Sub};
+use support::judge;
+use support::random::Random;
+use support::target::runner;
+use wgpu_attention::{
+    Algorithm, DeviceClass, LayerInputs, Mask, Outputs, Runner, SelfAttention, Tensors,
+};
+
+/// f32, as an honest evaluation takes it, or f64, which is the answer.
+trait Real:
+    Copy
+    + From<f32>
+    + Into<f64>
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+{
+    fn exp(self) -> Self;
+}
+
+impl Real for f32 {
+    fn exp(self) -> Self {
+        self.exp()
+    }
+}
+
+impl Real for f64 {
+    fn exp(self) -> Self {
+        self.exp()
+    }
+}
+
+/// The inputs of a layer; those that it does not have are empty.
+struct Data {
+    x: Vec<f32>,
+    context: Vec<f32>,
+    /// Of q, k, v and o.
+    w: [Vec<f32>; 4],
+    b: [Vec<f32>; 4],
+    w_qkv: Vec<f32>,
+    b_qkv: Vec<f32>,
+}
+
+impl Data {
+    fn new(layer: &SelfAttention, seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let mut fill = |rows: u32, width: u32, amplitude: f32| -> Vec<f32> {
+            (0..rows * width).map(|_| random.unit() * amplitude).collect()
+        };
+        let s = layer.shape;
+        let context_dim = layer.context_dim.unwrap_or(layer.model_dim);
+        let context_rows = if layer.context_dim.is_some() { s.batch * s.kv_len } else { 0 };
+        let [q, k, v] = [s.heads * s.head_dim, s.kv_heads * s.head_dim, s.kv_heads * s.v_head_dim];
+        let heads = s.heads * s.v_head_dim;
+        // Large enough that softmax is not flat.
+        let sizes = [(q, layer.model_dim), (k, context_dim), (v, context_dim)];
+        let [w_q, w_k, w_v] =
+            sizes.map(|(rows, width)| fill(rows, width, 3.0 / f32::from(narrow(width)).sqrt()));
+        let w_o = fill(layer.out_dim, heads, 2.0 / f32::from(narrow(heads)).sqrt());
+        let present = u32::from(layer.biases);
+        let b = [q, k, v, layer.out_dim].map(|width| fill(present, width, 1.0));
+        Self {
+            x: fill(s.batch * s.q_len, layer.model_dim, 1.0),
+            context: fill(context_rows, context_dim, 1.0),
+            w_qkv: if layer.packed { [&w_q[..], &w_k, &w_v].concat() } else { Vec::new() },
+            b_qkv: if layer.packed { b[..3].concat() } else { Vec::new() },
+            w: [w_q, w_k, w_v, w_o],
+            b,
+        }
+    }
+
+    fn inputs(&self, packed: bool) -> LayerInputs<'_> {
+        let [w_q, w_k, w_v, w_o] = &self.w;
+        let [b_q, b_k, b_v, b_o] = &self.b;
+        let Self { x, context, w_qkv, b_qkv, .. } = self;
+        let all = LayerInputs { x, context, w_o, b_o, ..LayerInputs::default() };
+        if packed {
+            LayerInputs { w_qkv, b_qkv, ..all }
+        } else {
+            LayerInputs { w_q, w_k, w_v, b_q, b_k, b_v, ..all }
+        }
+    }
+}
+
+fn narrow(width: u32) -> u16 {
+    u16::try_from(width).expect("small")
+}
+
+/// `x w^T + b`, rows `width` wide.
+fn linear<T: Real>(x: &[T], width: u32, w: &[f32], b: &[f32]) -> Vec<T> {
+    let width = width as usize;
+    let (rows, outputs) = (x.chunks_exact(width), w.chunks_exact(width));
+    rows.flat_map(|x| {
+        outputs.clone().enumerate().map(move |(n, w)| {
+            let bias = T::from(b.get(n).copied().unwrap_or(0.0));
+            x.iter().zip(w).fold(T::from(0.0), |sum, (x, w)| sum + *x * T::from(*w)) + bias
+        })
+    })
+    .collect()
+}
+
+/// Output and weights, in the plain order of the formula.
+fn formula<T: Real>(layer: &SelfAttention, data: &Data) -> (Vec<f64>, Vec<f64>) {
+    let s = layer.shape;
+    let (d, dv, group) = (s.head_dim as usize, s.v_head_dim as usize, s.group_size());
+    let x: Vec<T> = data.x.iter().map(|x| T::from(*x)).collect();
+    let other: Vec<T> = data.context.iter().map(|x| T::from(*x)).collect();
+    let (context, width) = match layer.context_dim {
+        Some(width) => (&other, width),
+        None => (&x, layer.model_dim),
+    };
+    let q = linear(&x, layer.model_dim, &data.w[0], &data.b[0]);
+    let [k, v] = [1, 2].map(|i| linear(context, width, &data.w[i], &data.b[i]));
+    let scale = layer.scale.unwrap_or(1.0 / f32::from(narrow(s.head_dim)).sqrt());
+    let (mut heads, mut all_weights) = (Vec::new(), Vec::new());
+    for b in 0..s.batch {
+        let mut weights = vec![0.0_f64; (s.heads * s.q_len * s.kv_len) as usize];
+        for i in 0..s.q_len {
+            for h in 0..s.heads {
+                let key = |j: u32| ((b * s.kv_len + j) * s.kv_heads + h / group) as usize;
+                let q = &q[((b * s.q_len + i) * s.heads + h) as usize * d..][..d];
+                let seen = layer.mask.kv_range(&s, i);
+                let scores: Vec<T> = (seen.clone())
+                    .map(|j| {
+                        let k = &k[key(j) * d..][..d];
+                        let dot = q.iter().zip(k).fold(T::from(0.0), |sum, (q, k)| sum + *q * *k);
+                        dot * T::from(scale)
+                    })
+                    .collect();
+                let max = scores
+                    .iter()
+                    .copied()
+                    .fold(T::from(f32::NEG_INFINITY), |max, x| if x > max { x } else { max });
+                let exps: Vec<T> = scores.iter().map(|x| (*x - max).exp()).collect();
+                let sum = exps.iter().fold(T::from(0.0), |sum, x| sum + *x);
+                let mut row = vec![T::from(0.0); dv];
+                for (j, e) in seen.zip(exps) {
+                    weights[((h * s.q_len + i) * s.kv_len + j) as usize] = (e / sum).into();
+                    let v = &v[key(j) * dv..][..dv];
+                    row.iter_mut().zip(v).for_each(|(o, v)| *o = *o + e / sum * *v);
+                }
+                heads.extend(row);
+            }
+        }
+        all_weights.extend(weights);
+    }
+    let out = linear(&heads, s.heads * s.v_head_dim, &data.w[3], &data.b[3]);
+    (out.into_iter().map(T::into).collect(), all_weights)
+}
+
+/// The right results, and how far off a result may be: as `judge` has it.
+struct Answer {
+    out: Vec<f64>,
+    weights: Vec<f64>,
+    bounds: [f64; 2],
+}
+
+impl Answer {
+    fn of(layer: &SelfAttention, data: &Data) -> Self {
+        let (out, weights) = formula::<f64>(layer, data);
+        let mut off = [0.0_f64; 2];
+        // The largest error of few elements is a matter of luck.
+        let draws = (20_000 / out.len().max(1)).clamp(1, 8) as u64;
+        for seed in 1..=draws {
+            let data = Data::new(layer, seed);
+            let (want, plain) = (formula::<f64>(layer, &data), formula::<f32>(layer, &data));
+            let pairs = [(want.0, plain.0), (want.1, plain.1)];
+            for (most, (want, plain)) in off.iter_mut().zip(pairs) {
+                *most = want.iter().zip(plain).fold(*most, |most, (a, b)| most.max((a - b).abs()));
+            }
+        }
+        Self { out, weights, bounds: off.map(|off| 2.0 * off + 1e-6) }
+    }
+
+    fn check(&self, got: &Outputs, what: &str) {
+        let weights = got.weights.as_ref().map(|got| (got, &self.weights, self.bounds[1]));
+        for (got, want, bound) in [(&got.out, &self.out, self.bounds[0])].into_iter().chain(weights)
+        {
+            assert_eq!(got.len(), want.len(), "{what}");
+            for (i, (got, want)) in got.iter().zip(want).enumerate() {
+                let off = judge::error(*got, *want);
+                assert!(off <= bound, "{what}: {got} at {i} is not {want}: {off:e} over {bound:e}");
+            }
+        }
+    }
+}
+
+/// On every device class by every algorithm that gives the outputs, and without a GPU.
+fn every_way(layer: &SelfAttention, inputs: &LayerInputs<'_>, check: impl Fn(&Outputs, &str)) {
+    for class in CLASSES {
+        for algorithm in [Algorithm::Staged, Algorithm::Flash] {
+            if layer.weights && algorithm == Algorithm::Flash {
+                continue;
+            }
+            let what = format!("{class:?} {algorithm:?} {layer:?}");
+            let got = runner(class).layer(layer, algorithm, inputs);
+            check(&got.unwrap_or_else(|error| panic!("{what}: {error}")), &what);
+        }
+    }
+    let got = Runner::cpu().layer(layer, Algorithm::Auto, inputs).expect("a CPU");
+    check(&got, &format!("CPU {layer:?}"));
+}
+
+fn is_right(layer: SelfAttention) {
+    let data = Data::new(&layer, 1);
+    let answer = Answer::of(&layer, &data);
+    every_way(&layer, &data.inputs(layer.packed), |got, what| answer.check(got, what));
+}
+
+/// `len` rows of 2 sequences, 3 heads 32 wide.
+fn usual(len: u32) -> SelfAttention {
+    SelfAttention::new(2, len, 96, 3).expect("an even split")
+}
+
+#[test]
+fn separate_and_packed_weights_with_and_without_biases() {
+    for layer in [usual(37), usual(37).packed()] {
+        is_right(layer);
+        is_right(layer.with_biases().mask(Mask::CAUSAL));
+        is_right(layer.with_biases().with_weights().mask(Mask::CAUSAL));
+    }
+}
+
+#[test]
+fn grouped_heads_and_other_widths() {
+    let grouped = usual(67).mask(Mask::CAUSAL).with_biases().with_heads(6, 2, 32, 32);
+    is_right(grouped);
+    is_right(grouped.packed().with_out_dim(50));
+    if !support::small() {
+        // Nothing is a multiple of 4.
+        let odd = SelfAttention::new(3, 41, 35, 5).expect("an even split").with_heads(6, 3, 7, 9);
+        is_right(odd.with_out_dim(29).with_biases().with_weights());
+        is_right(odd.with_out_dim(29).mask(Mask::window(5)).scale(-0.3).packed());
+    }
+}
+
+#[test]
+fn cross_attention_to_a_context_of_another_width_and_length() {
+    let cross = usual(37).with_heads(4, 2, 32, 32).with_context(53, 64).with_biases();
+    is_right(cross);
+    is_right(cross.mask(Mask::CAUSAL).with_weights().with_out_dim(40));
+    is_right(usual(70).with_context(1, 96).mask(Mask::CAUSAL));
+}
+
+#[test]
+fn without_context_the_output_is_the_last_bias() {
+    for layer in [usual(37).with_context(0, 64), usual(37).with_context(0, 64).with_weights()] {
+        for layer in [layer, layer.with_biases()] {
+            let data = Data::new(&layer, 1);
+            every_way(&layer, &data.inputs(false), |got, what| {
+                assert_eq!(got.out.len(), 2 * 37 * 96, "{what}");
+                let bias = if layer.biases { data.b[3].clone() } else { vec![0.0; 96] };
+                assert!(got.out.chunks_exact(96).all(|row| row == bias), "{what}");
+                assert!(got.weights.as_ref().is_none_or(Vec::is_empty), "{what}");
+            });
+        }
+    }
+}
+
+#[test]
+fn no_sequence_and_no_row_give_no_output() {
+    for (batch, len) in [(0, 37), (2, 0)] {
+        let layer = SelfAttention::new(batch, len, 96, 3).expect("an even split").with_biases();
+        for layer in [layer, layer.packed(), layer.with_weights(), layer.with_context(5, 64)] {
+            let data = Data::new(&layer, 1);
+            every_way(&layer, &data.inputs(layer.packed), |got, what| {
+                assert!(got.out.is_empty(), "{what}");
+                assert!(got.weights.as_ref().is_none_or(Vec::is_empty), "{what}");
+            });
+        }
+    }
+}
+
+#[test]
+fn more_than_a_binding_holds() {
+    // Few, so that little work is cut into many blocks.
+    let bytes = if support::small() { 1 << 16 } else { 1 << 18 };
+    let gpu = Gpu::new(|limits| limits.max_storage_buffer_binding_size = bytes);
+    let rows = u32::try_from(bytes / 384).expect("small");
+    let long = |rows| SelfAttention::new(1, rows, 96, 3).expect("an even split").with_biases();
+    let side = if support::small() { 160 } else { 288 };
+    let wide = SelfAttention::new(2, 19, side, side / 32).expect("an even split").with_biases();
+    for layer in [
+        long(rows + rows / 9).mask(Mask::window(40)),
+        long(rows + rows / 9).mask(Mask::window(40)).packed(),
+        long(37).with_context(2 * rows, 64),
+        wide,
+        wide.packed(),
+    ] {
+        let data = Data::new(&layer, 1);
+        let answer = Answer::of(&layer, &data);
+        for class in CLASSES {
+            for (algorithm, whole) in [(Algorithm::Staged, 7), (Algorithm::Flash, 5)] {
+                let what = format!("{class:?} {algorithm:?} {layer:?}");
+                let out = run(&gpu, class, (&layer, algorithm, whole), &data.inputs(layer.packed));
+                assert_eq!(out.len(), answer.out.len(), "{what}");
+                for (i, (got, want)) in out.iter().zip(&answer.out).enumerate() {
+                    let off = judge::error(*got, *want);
+                    assert!(off <= answer.bounds[0], "{what}: {got} at {i} is not {want}");
+                }
+            }
+        }
+    }
+}
+
+/// The output of a layer in buffers of the test's own; it takes more than `whole` steps.
+fn run(
+    gpu: &Gpu,
+    class: DeviceClass,
+    (layer, algorithm, whole): (&SelfAttention, Algorithm, usize),
+    inputs: &LayerInputs<'_>,
+) -> Vec<f32> {
+    let LayerInputs { x, context, w_q, w_k, w_v, w_qkv, w_o, b_q, b_k, b_v, b_qkv, b_o } = *inputs;
+    let rows = (layer.shape.batch * layer.shape.q_len) as usize;
+    let out = gpu.output(rows * layer.out_dim as usize);
+    let data = [x, context, w_q, w_k, w_v, w_qkv, w_o, b_q, b_k, b_v, b_qkv, b_o];
+    let buffers = data.map(|data| (!data.is_empty()).then(|| gpu.input(data)));
+    let give = [
+        Tensors::x,
+        Tensors::context,
+        Tensors::w_q,
+        Tensors::w_k,
+        Tensors::w_v,
+        Tensors::w_qkv,
+        Tensors::w_o,
+        Tensors::b_q,
+        Tensors::b_k,
+        Tensors::b_v,
+        Tensors::b_qkv,
+        Tensors::b_o,
+    ];
+    let mut tensors = Tensors::default().out(out.slice(..));
+    for (buffer, give) in buffers.iter().zip(give) {
+        if let Some(buffer) = buffer {
+            tensors = give(tensors, buffer.slice(..));
+        }
+    }
+    let plan = gpu.attention(class).plan_layer_with(layer, algorithm).expect("a plan");
+    assert!(plan.kernels().count() > whole, "{layer:?}: {plan}");
+    gpu.run(&[&gpu.attention(class).bind(&plan, &tensors).expect("buffers")]);
+    gpu.read(&out)
+}
+
+#[test]
+fn a_trained_layer_gives_the_stored_answers() {
+    let sentence = Sentence::load().expect("data/sentence.safetensors");
+    let inputs = sentence.inputs();
+    let w_qkv = [inputs.w_q, inputs.w_k, inputs.w_v].concat();
+    let b_qkv = [inputs.b_q, inputs.b_k, inputs.b_v].concat();
+    let LayerInputs { x, w_o, b_o, .. } = inputs;
+    let (w_qkv, b_qkv) = (&w_qkv[..], &b_qkv[..]);
+    let packed = LayerInputs { x, w_qkv, w_o, b_qkv, b_o, ..LayerInputs::default() };
+    let near = |got: &[f32], want: &[f32], what: &str| {
+        assert_eq!(got.len(), want.len(), "{what}");
+        for (i, (got, want)) in got.iter().zip(want).enumerate() {
+            let off = judge::error(*got, f64::from(*want));
+            assert!(off <= 1e-5, "{what}: {got} at {i} is not {want}");
+        }
+    };
+    for (layer, inputs) in [(sentence.layer, inputs), (sentence.layer.packed(), packed)] {
+        for layer in [layer, layer.with_weights()] {
+            every_way(&layer, &inputs, |got, what| {
+                near(&got.out, &sentence.expected_output, what);
+                assert_eq!(got.weights.is_some(), layer.weights, "{what}");
+                if let Some(weights) = &got.weights {
+                    near(weights, &sentence.expected_weights, what);
+                    let it_to_cat = sentence.head(weights, 11)[8 * sentence.tokens.len() + 2];
+                    assert!((it_to_cat - 0.71).abs() < 0.005, "{what}: {it_to_cat}");
+                }
+            });
+        }
+    }
+    assert_eq!(sentence.heads, 12);
+}
