@@ -100,6 +100,8 @@ impl Attention {
     /// Checks the caller's buffers against `plan`, compiles what is not yet compiled, allocates the workspace
     /// unless it is given, and binds.
     ///
+    /// The uniforms are uploaded with the caller's next submission, until which wgpu holds their staging memory.
+    ///
     /// What the caller's own error handler may see: running out of memory when the workspace or the uniforms
     /// are created, and the loss of the device. Everything that this crate can check is a [`BindError`]; a
     /// validation error would be a bug of this crate.

@@ -239,7 +239,7 @@ impl Uniforms {
         if size == 0 {
             return Ok(Self { buffer: None, stride });
         }
-        check_size("the uniforms", size, limits)?;
+        check_size("the uniform buffer", size, limits)?;
         let mut contents = Vec::new();
         for step in steps {
             contents.extend_from_slice(&step.params);

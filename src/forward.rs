@@ -42,19 +42,8 @@ impl Planner<'_> {
         algorithm: Algorithm,
         views: &Views,
     ) -> Result<(), PlanError> {
-        problem.validate()?;
-        if let Some(what) = problem.unsupported() {
-            return Err(PlanError::NotSupported { what });
-        }
-        let staged = match algorithm {
-            Algorithm::Auto => problem.weights,
-            Algorithm::Staged => true,
-            Algorithm::Flash if problem.weights => {
-                return Err(PlanError::AlgorithmLacks { algorithm: "flash", what: "weights" });
-            }
-            Algorithm::Flash => false,
-            Algorithm::Split => return Err(PlanError::NotSupported { what: "algorithm split" }),
-        };
+        algorithm.check(problem)?;
+        let staged = problem.weights || algorithm == Algorithm::Staged;
         let s = problem.shape;
         if s.batch == 0 || s.q_len == 0 {
             return Ok(());

@@ -27,6 +27,23 @@ pub enum Algorithm {
     Split,
 }
 
+impl Algorithm {
+    /// Checks everything about `problem` that no device changes.
+    pub(crate) fn check(self, problem: &Problem) -> Result<(), PlanError> {
+        problem.validate()?;
+        if let Some(what) = problem.unsupported() {
+            return Err(PlanError::NotSupported { what });
+        }
+        match self {
+            Self::Flash if problem.weights => {
+                Err(PlanError::AlgorithmLacks { algorithm: "flash", what: "weights" })
+            }
+            Self::Split => Err(PlanError::NotSupported { what: "algorithm split" }),
+            Self::Auto | Self::Staged | Self::Flash => Ok(()),
+        }
+    }
+}
+
 /// The bytes of an operand that one binding of a step needs.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Bound {

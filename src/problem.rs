@@ -56,9 +56,12 @@ impl Shape {
         Self { v_head_dim, ..self }
     }
 
-    /// Query heads that share one key/value head.
+    /// Query heads that share one key/value head; 0 of none.
     pub const fn group_size(&self) -> u32 {
-        self.heads / self.kv_heads
+        match self.heads.checked_div(self.kv_heads) {
+            Some(size) => size,
+            None => 0,
+        }
     }
 }
 

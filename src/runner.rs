@@ -179,7 +179,8 @@ impl Runner {
         self.forward_with(problem, Algorithm::Auto, inputs)
     }
 
-    /// Attention by one algorithm, blocking. The CPU path has but one.
+    /// Attention by one algorithm, blocking. The CPU path has but one, which stands for
+    /// all: it refuses what they refuse.
     ///
     /// # Errors
     /// Anything in [`Error`].
@@ -197,7 +198,7 @@ impl Runner {
                 gpu.run(&plan, &transfer)
             }
             #[cfg(feature = "cpu")]
-            Backend::Cpu => crate::cpu::run(problem, &transfer),
+            Backend::Cpu => crate::cpu::run(problem, algorithm, &transfer),
         }
     }
 
@@ -218,7 +219,7 @@ impl Runner {
                 gpu.run_async(&plan, &transfer).await
             }
             #[cfg(feature = "cpu")]
-            Backend::Cpu => crate::cpu::run(problem, &transfer),
+            Backend::Cpu => crate::cpu::run(problem, algorithm, &transfer),
         }
     }
 
@@ -240,7 +241,7 @@ impl Runner {
                 gpu.run(&plan, &transfer)
             }
             #[cfg(feature = "cpu")]
-            Backend::Cpu => crate::cpu::run_layer(layer, &transfer),
+            Backend::Cpu => crate::cpu::run_layer(layer, algorithm, &transfer),
         }
     }
 
@@ -261,7 +262,7 @@ impl Runner {
                 gpu.run_async(&plan, &transfer).await
             }
             #[cfg(feature = "cpu")]
-            Backend::Cpu => crate::cpu::run_layer(layer, &transfer),
+            Backend::Cpu => crate::cpu::run_layer(layer, algorithm, &transfer),
         }
     }
 }

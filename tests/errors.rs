@@ -360,8 +360,8 @@ fn buffers_that_bind_would_make_are_held_to_the_limit() {
     let plan = host.attention.plan_with(&problem, Algorithm::Flash).expect("a plan");
     assert_eq!(plan.kernels().count(), 12, "{plan}");
     let wanted =
-        BindError::BufferTooLarge { what: "the uniforms", required: 3072, available: 1024 };
-    let message = "the uniforms needs max_buffer_size >= 3072, the device has 1024";
+        BindError::BufferTooLarge { what: "the uniform buffer", required: 3072, available: 1024 };
+    let message = "the uniform buffer needs max_buffer_size >= 3072, the device has 1024";
     host.refuses(&plan, &all, &wanted, message);
 }
 
@@ -537,4 +537,19 @@ fn an_adapter_that_is_not_there_is_an_error() {
     let Error::NoAdapter(why) = &error else { panic!("{error:?}") };
     assert!(why == "none was found" || why.ends_with("] is named \"no such card\""), "{why}");
     assert_eq!(error.to_string(), format!("no adapter: {why}"));
+}
+
+#[test]
+#[cfg(feature = "cpu")]
+fn the_cpu_path_refuses_what_the_kernels_refuse() {
+    let problem = Problem::new(Shape::self_attention(1, 1, 2, 4));
+    let x = [0.0; 8];
+    let refused = |problem: &Problem, algorithm| {
+        let inputs = wgpu_attention::Inputs::new(&x, &x, &x);
+        let runner = wgpu_attention::Runner::cpu();
+        runner.forward_with(problem, algorithm, &inputs).expect_err("refused").to_string()
+    };
+    assert_eq!(refused(&problem, Algorithm::Split), "algorithm split is not supported yet");
+    assert_eq!(refused(&problem.with_weights(), Algorithm::Flash), "flash does not give weights");
+    assert_eq!(refused(&problem.with_sinks(), Algorithm::Auto), "sinks is not supported yet");
 }

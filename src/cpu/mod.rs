@@ -1,8 +1,9 @@
 //! The CPU path of the runner: blocked, on all cores, for machines without a GPU.
 
-use crate::error::{Error, PlanError};
+use crate::error::Error;
 use crate::host::{Outputs, Transfer};
 use crate::layer::SelfAttention;
+use crate::plan::Algorithm;
 use crate::problem::Problem;
 use crate::tensors::Operand;
 
@@ -11,17 +12,24 @@ mod product;
 mod softmax;
 
 /// One attention.
-pub(crate) fn run(problem: &Problem, transfer: &Transfer<'_>) -> Result<Outputs, Error> {
-    if let Some(what) = problem.unsupported() {
-        return Err(PlanError::NotSupported { what }.into());
-    }
+pub(crate) fn run(
+    problem: &Problem,
+    algorithm: Algorithm,
+    transfer: &Transfer<'_>,
+) -> Result<Outputs, Error> {
+    algorithm.check(problem)?;
     let [q, k, v] = [Operand::Q, Operand::K, Operand::V].map(|operand| transfer.input(operand));
     Ok(attention(problem, q, k, v, transfer))
 }
 
 /// One layer.
-pub(crate) fn run_layer(layer: &SelfAttention, transfer: &Transfer<'_>) -> Result<Outputs, Error> {
+pub(crate) fn run_layer(
+    layer: &SelfAttention,
+    algorithm: Algorithm,
+    transfer: &Transfer<'_>,
+) -> Result<Outputs, Error> {
     let problem = layer.problem();
+    algorithm.check(&problem)?;
     let s = problem.shape;
     let count = |n: u64| {
         let bytes = n.checked_mul(crate::blocks::ELEMENT_BYTES);
