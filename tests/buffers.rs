@@ -110,6 +110,11 @@ fn each(weights: bool) -> impl Iterator<Item = (&'static Attention, Algorithm)> 
     })
 }
 
+/// All of them, or where time is short the first.
+fn some<const N: usize>(starts: [usize; N]) -> impl Iterator<Item = usize> {
+    starts.into_iter().take(if support::small() { 1 } else { N })
+}
+
 /// What the tests place: two groups of heads, lengths that no tile likes, not all keys seen.
 fn usual() -> Case {
     let shape = Shape::cross_attention(2, 4, 37, 53, 32).with_kv_heads(2);
@@ -141,8 +146,7 @@ fn tensors_may_start_at_any_multiple_of_4_bytes() {
     is_right_at(&case, &data, &answer, [0; 6]);
     is_right_at(&case, &data, &answer, [1, 2, 3, 5, 65, 0]);
     for operand in 0..5 {
-        let words: &[usize] = if support::small() { &[1] } else { &[1, 2, 3, 5, 65] };
-        for &first in words {
+        for first in some([1, 2, 3, 5, 65]) {
             let mut starts = [0; 6];
             starts[operand] = first;
             is_right_at(&case, &data, &answer, starts);
@@ -152,11 +156,11 @@ fn tensors_may_start_at_any_multiple_of_4_bytes() {
 
 #[test]
 fn weights_may_start_at_any_multiple_of_4_bytes() {
-    for kv_len in [52, 53] {
-        let shape = Shape::cross_attention(2, 4, 37, kv_len, 32).with_kv_heads(2);
+    for kv_len in if support::small() { &[53][..] } else { &[53, 52] } {
+        let shape = Shape::cross_attention(2, 4, 37, *kv_len, 32).with_kv_heads(2);
         let case = Case::new("weights", Problem::new(shape).mask(Mask::CAUSAL).with_weights());
         let (data, answer) = (case.tensors(0), Answer::of(&case));
-        for first in [0, 1, 2, 3, 5, 65] {
+        for first in some([1, 0, 2, 3, 5, 65]) {
             is_right_at(&case, &data, &answer, [0, 0, 0, 0, 0, first]);
         }
     }
@@ -184,7 +188,7 @@ fn all_tensors_may_lie_in_one_buffer() {
     let s = problem.shape;
     let out = poisoned(extent(problem.out, [s.batch, s.heads, s.q_len], s.v_head_dim));
     let lse = poisoned(rows(&s).count());
-    for gap in [0, 1, 64] {
+    for gap in some([1, 0, 64]) {
         let mut words = Vec::new();
         // Outputs in the middle: what is read lies on both sides.
         let [q, out_at, k, lse_at, v] = [&data.q, &out, &data.k, &lse, &data.v].map(|part| {
@@ -290,7 +294,7 @@ fn the_workspace_may_be_the_callers() {
         );
         let words = usize::try_from(plan.workspace_bytes() / 4).expect("small");
         assert!(words > 0, "{plan}");
-        for first in [0, 1, 3, 65] {
+        for first in some([1, 0, 3, 65]) {
             let what = format!("{algorithm:?} with its workspace at {first}");
             let outputs = Outputs::new([0; 3], problem);
             let workspace = Placed::output(first, words);

@@ -286,7 +286,7 @@ fn no_sequence_and_no_row_give_no_output() {
 #[test]
 fn more_than_a_binding_holds() {
     // Few, so that little work is cut into many blocks.
-    let bytes = if support::small() { 1 << 16 } else { 1 << 18 };
+    let bytes = if support::small() { 1 << 17 } else { 1 << 18 };
     let gpu = Gpu::new(|limits| limits.max_storage_buffer_binding_size = bytes);
     let rows = u32::try_from(bytes / 384).expect("small");
     // All with biases and a mask: the same kernels.
@@ -295,7 +295,7 @@ fn more_than_a_binding_holds() {
         layer.with_biases().mask(Mask::CAUSAL)
     };
     let long = new(1, rows + rows / 9, 96).mask(Mask::window(40));
-    let side = if support::small() { 160 } else { 288 };
+    let side = if support::small() { 192 } else { 288 };
     let wide = new(2, 19, side);
     for layer in
         [long, long.packed(), new(1, 37, 96).with_context(2 * rows, 64), wide, wide.packed()]
