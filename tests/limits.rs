@@ -291,3 +291,27 @@ fn tiles_that_nothing_sees_cost_nothing() {
         }
     }
 }
+
+#[test]
+fn a_device_with_one_mebibyte_a_binding_takes_larger_tensors_in_parts() {
+    let gpu = Gpu::new(|limits| limits.max_storage_buffer_binding_size = 1 << 20);
+    // 1,152,000 bytes each, and scores of 324 MB, of which a row sees 64 keys.
+    let problem =
+        Problem::new(Shape::self_attention(1, 1, 9000, 32)).mask(Mask::window(63)).with_lse();
+    let case = Case::new("one mebibyte", problem).sharp(8.0);
+    let (inputs, answer) = (case.tensors(0), Answer::of(&case));
+    for class in CLASSES {
+        for (algorithm, kernel) in [(Algorithm::Staged, "values"), (Algorithm::Flash, "merge")] {
+            let attention = gpu.attention(class);
+            let plan = attention.plan_with(&problem, algorithm).expect("a plan");
+            assert!(plan.kernels().filter(|name| *name == kernel).count() > 1, "{plan}");
+            let [q, k, v] = [&inputs.q, &inputs.k, &inputs.v].map(|data| gpu.input(data));
+            let (out, lse) = (gpu.output(9000 * 32), gpu.output(9000));
+            let tensors = Tensors::new(q.slice(..), k.slice(..), v.slice(..), out.slice(..));
+            let dispatch = attention.bind(&plan, &tensors.lse(lse.slice(..))).expect("buffers");
+            gpu.run(&[&dispatch]);
+            let got = Got { out: gpu.read(&out), lse: Some(gpu.read(&lse)), weights: None };
+            answer.check(&got).unwrap_or_else(|error| panic!("{class:?} {algorithm:?}: {error}"));
+        }
+    }
+}
