@@ -545,8 +545,8 @@ fn the_cpu_path_refuses_what_the_kernels_refuse() {
     let problem = Problem::new(Shape::self_attention(1, 1, 2, 4));
     let x = [0.0; 8];
     let refused = |problem: &Problem, algorithm| {
-        let inputs = wgpu_attention::Inputs::new(&x, &x, &x);
-        let runner = wgpu_attention::Runner::cpu();
+        let inputs = Inputs::new(&x, &x, &x);
+        let runner = Runner::cpu();
         runner.forward_with(problem, algorithm, &inputs).expect_err("refused").to_string()
     };
     assert_eq!(refused(&problem, Algorithm::Split), "algorithm split is not supported yet");
