@@ -4,7 +4,7 @@
 //! application brings every row of out to length 1. Nothing but the last result leaves the device.
 #![allow(clippy::print_stdout, reason = "an example talks")]
 
-use wgpu_attention::{Attention, Download, Mask, Problem, Shape, Tensors, reference, wgpu};
+use wgpu_attention::{Attention, Download, Inputs, Mask, Problem, Shape, Tensors, reference, wgpu};
 
 const SHAPE: Shape = Shape::self_attention(1, 4, 200, 64);
 const ELEMENTS: u32 = SHAPE.heads * SHAPE.q_len * SHAPE.head_dim;
@@ -148,7 +148,7 @@ fn greatest_error(problem: &Problem, rows: &[f32]) -> f64 {
     let mut got = rows.chunks(SHAPE.v_head_dim as usize);
     for head in 0..SHAPE.heads {
         for row in 0..SHAPE.q_len {
-            let expected = reference::row(problem, q, k, v, (0, head, row)).out;
+            let expected = reference::row(problem, &Inputs::new(q, k, v), (0, head, row)).out;
             let length = expected.iter().map(|x| x * x).sum::<f64>().sqrt();
             for (x, y) in got.next().expect("as many rows").iter().zip(expected) {
                 let apart = (f64::from(*x) - y / length).abs();

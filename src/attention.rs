@@ -65,6 +65,17 @@ impl Attention {
         Plan::new(problem, &self.capabilities, algorithm)
     }
 
+    /// The steps that classify the tiles of `problem` by its boolean mask, bias and mask function, into an operand
+    /// `block_mask` of [`Plan::operand_bytes`]: to be given to plans of the same problem
+    /// [`with_block_mask`](Problem::with_block_mask), for as long as mask, bias, lengths and the function's buffers
+    /// stay as they are.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan), and [`PlanError::LimitExceeded`] where the mask is more than one binding holds.
+    pub fn plan_block_mask(&self, problem: &Problem) -> Result<Plan, PlanError> {
+        Plan::block_mask(problem, &self.capabilities)
+    }
+
     /// Chooses kernels for a whole layer: projections, attention, projection.
     ///
     /// # Errors

@@ -2,7 +2,8 @@
 
 use crate::error::PlanError;
 use crate::layout::Strides;
-use crate::problem::Shape;
+use crate::pairs::Pairs;
+use crate::shape::Shape;
 use crate::tensors::Operand;
 use std::ops::Range;
 
@@ -18,9 +19,11 @@ pub(crate) struct View {
     pub(crate) strides: Strides,
     /// Elements of the innermost axis.
     pub(crate) dim: u32,
+    /// Bytes of one element.
+    pub(crate) element_bytes: u64,
 }
 
-/// All tensors are 4 bytes an element until half types come.
+/// Bytes of an f32, and of a word of anything else.
 pub(crate) const ELEMENT_BYTES: u64 = 4;
 
 impl View {
@@ -35,21 +38,61 @@ impl View {
         let first = u64::from(batch.start) * s.batch
             + u64::from(heads.start) * s.head
             + u64::from(rows.start) * s.row;
-        let start = self.base_bytes + first * ELEMENT_BYTES;
+        let start = self.base_bytes + first * self.element_bytes;
         start..start + self.extent_bytes(len(batch), len(heads), len(rows))
     }
 
     fn extent_bytes(&self, batch: u32, heads: u32, rows: u32) -> u64 {
         let extent = self.strides.extent(batch, heads, rows, self.dim);
-        extent.and_then(|n| n.checked_mul(ELEMENT_BYTES)).unwrap_or(u64::MAX)
+        extent.and_then(|n| n.checked_mul(self.element_bytes)).unwrap_or(u64::MAX)
     }
 
     /// Whether rows can be read four elements at a time, wherever the operand's start allows it.
     pub(crate) fn is_vec4(&self) -> bool {
         let s = self.strides;
-        [s.batch, s.head, s.row, self.dim.into(), self.base_bytes / ELEMENT_BYTES]
+        [s.batch, s.head, s.row, self.dim.into(), self.base_bytes / self.element_bytes]
             .iter()
             .all(|n| n.is_multiple_of(4))
+    }
+}
+
+/// A mask or a bias as it lies in an operand.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct PairView {
+    pub(crate) operand: Operand,
+    pub(crate) pairs: Pairs,
+    /// Bits of one element.
+    pub(crate) bits: u64,
+}
+
+/// Elements of a tensor of bits that 32 bits can count are in as many bytes.
+const MOST_BIT_BYTES: u64 = 1 << 28;
+
+impl PairView {
+    /// Where the block's part lies, in bytes of the operand, and how many elements after that it starts.
+    pub(crate) fn bytes(&self, block: &Block, keys: &Range<u32>) -> (Range<u64>, u64) {
+        let first =
+            self.pairs.index([block.batch.start, block.heads.start, block.q.start, keys.start]);
+        let first_bit = first * self.bits;
+        // Whole words of bits; bytes and more start where they are.
+        let unit = if self.bits < 8 { 32 } else { 8 };
+        let start = first_bit / unit * unit;
+        let [batch, heads, rows] = block.counts();
+        let bits =
+            self.pairs.extent([batch, heads, rows, len(keys)]).expect("validated") * self.bits;
+        (start / 8..(first_bit + bits).div_ceil(8), (first_bit - start) / self.bits)
+    }
+
+    /// Bytes of a part with these extents, as one of which the limit is a binding's.
+    fn extent_bytes(&self, part: [u32; 4], limit: u64) -> u64 {
+        let elements = self.pairs.extent(part).unwrap_or(u64::MAX);
+        let bytes = elements.saturating_mul(self.bits).div_ceil(8);
+        if self.bits >= 8 {
+            return bytes;
+        }
+        // A word more where the part starts within one.
+        let bytes = bytes.saturating_add(4);
+        if bytes > MOST_BIT_BYTES { bytes.max(limit.saturating_add(1)) } else { bytes }
     }
 }
 
@@ -88,6 +131,8 @@ pub(crate) struct Chunk {
     heads: u32,
     q: u32,
     pub(crate) kv: u32,
+    /// Sequences are parted before anything else is: what is cut then does not depend on how many there are.
+    batch_first: bool,
 }
 
 /// How much of a tensor one binding may take.
@@ -122,8 +167,18 @@ pub(crate) enum Extent {
     Queries(View),
     /// Indexed by batch, key/value head and key.
     Keys(View),
+    /// Indexed by batch, head, query and key: of a range of keys, or of all.
+    Pairs { view: PairView, all_keys: bool },
     /// The block's own, f32 elements a query row; for results over ranges of keys, of each range.
     Scratch { row: u64, per_range: bool },
+}
+
+/// Of the axes that can be cut, the one with the largest stride.
+fn widest<const N: usize>(axes: [(u64, bool, Axis); N]) -> Option<Axis> {
+    axes.into_iter()
+        .filter(|(_, divisible, _)| *divisible)
+        .max_by_key(|(stride, ..)| *stride)
+        .map(|(.., axis)| axis)
 }
 
 #[derive(Clone, Copy)]
@@ -139,6 +194,7 @@ impl Chunk {
     pub(crate) fn fit(
         shape: &Shape,
         limit: BindingLimit,
+        batch_first: bool,
         tensors: &[(&'static str, Extent)],
     ) -> Result<Self, PlanError> {
         let mut chunk = Self {
@@ -146,16 +202,19 @@ impl Chunk {
             heads: shape.heads,
             q: shape.q_len.max(1),
             kv: shape.kv_len.max(1),
+            batch_first,
         };
         loop {
             let too_large = tensors
                 .iter()
-                .map(|(name, extent)| (name, extent, chunk.bytes(shape, extent)))
+                .map(|(name, extent)| (name, extent, chunk.bytes(shape, extent, limit.bytes())))
                 .find(|(_, _, bytes)| *bytes > limit.bytes());
             let Some((name, extent, required)) = too_large else { return Ok(chunk) };
             let Some(axis) = chunk.outermost(shape, extent) else {
                 let what = match extent {
-                    Extent::Keys(_) => format!("one key tile of {name}"),
+                    Extent::Keys(_) | Extent::Pairs { all_keys: false, .. } => {
+                        format!("one key tile of {name}")
+                    }
                     _ => format!("one row of {name}"),
                 };
                 return Err(limit.exceeded(what, required));
@@ -168,11 +227,15 @@ impl Chunk {
         self.heads.div_ceil(group_size)
     }
 
-    fn bytes(&self, shape: &Shape, extent: &Extent) -> u64 {
+    fn bytes(&self, shape: &Shape, extent: &Extent, limit: u64) -> u64 {
         match extent {
             Extent::Queries(view) => view.extent_bytes(self.batch, self.heads, self.q),
             Extent::Keys(view) => {
                 view.extent_bytes(self.batch, self.kv_heads(shape.group_size()), self.kv)
+            }
+            Extent::Pairs { view, all_keys } => {
+                let keys = if *all_keys { shape.kv_len } else { self.kv };
+                view.extent_bytes([self.batch, self.heads, self.q, keys], limit)
             }
             Extent::Scratch { row, per_range } => {
                 let ranges = if *per_range { shape.kv_len.div_ceil(self.kv) } else { 1 };
@@ -185,7 +248,22 @@ impl Chunk {
 
     /// The axis that is worth cutting: the one with the largest stride of those that can be cut.
     fn outermost(&self, shape: &Shape, extent: &Extent) -> Option<Axis> {
+        if self.batch_first && self.batch > 1 {
+            return Some(Axis::Batch);
+        }
         let axes = match extent {
+            Extent::Pairs { view, all_keys } => {
+                let [batch, heads, rows, keys] = view.pairs.strides;
+                let cut =
+                    |stride: u64, divisible: bool, axis| (stride, divisible && stride > 0, axis);
+                let axes = [
+                    cut(batch, self.batch > 1, Axis::Batch),
+                    cut(heads, self.heads > 1, Axis::Heads),
+                    cut(rows, self.q > 1, Axis::Q),
+                    cut(keys, !all_keys && self.kv > KEY_TILE, Axis::Kv),
+                ];
+                return widest(axes);
+            }
             Extent::Queries(view) => [
                 (view.strides.batch, self.batch > 1, Axis::Batch),
                 (view.strides.head, self.heads > 1, Axis::Heads),
@@ -202,10 +280,7 @@ impl Chunk {
                 (0, self.q > 1, Axis::Q),
             ],
         };
-        axes.into_iter()
-            .filter(|(_, divisible, _)| *divisible)
-            .max_by_key(|(stride, ..)| *stride)
-            .map(|(.., axis)| axis)
+        widest(axes)
     }
 
     fn halve(&mut self, axis: Axis, group_size: u32) {

@@ -1,6 +1,6 @@
 //! What a problem costs at least: floating-point operations and bytes moved.
 
-use crate::problem::Problem;
+use crate::problem::{Lengths, Problem};
 
 /// The least that any kernel must do for a problem.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,24 +17,41 @@ impl Cost {
     pub fn of(problem: &Problem) -> Self {
         let s = problem.shape;
         let head_rows = u64::from(s.batch) * u64::from(s.heads);
-        let rows = head_rows.saturating_mul(s.q_len.into());
-        let keys = (u64::from(s.batch) * u64::from(s.kv_heads)).saturating_mul(s.kv_len.into());
+        let batch = u64::from(problem.tensor_shape().batch);
+        let rows = (batch * u64::from(s.heads)).saturating_mul(s.q_len.into());
+        let keys = (batch * u64::from(s.kv_heads)).saturating_mul(s.kv_len.into());
         let widths = u64::from(s.head_dim) + u64::from(s.v_head_dim);
-        let stored = rows.saturating_add(keys).saturating_mul(widths * problem.dtype.bytes());
+        let stored = rows
+            .saturating_mul(u64::from(s.head_dim) * problem.dtype.bytes())
+            .saturating_add(
+                rows.saturating_mul(u64::from(s.v_head_dim) * problem.out_dtype.bytes()),
+            )
+            .saturating_add(keys.saturating_mul(widths * problem.kv_dtype.bytes()));
         let lse = if problem.lse { rows.saturating_mul(4) } else { 0 };
-        let weights =
-            if problem.weights { rows.saturating_mul(4 * u64::from(s.kv_len)) } else { 0 };
+        let matrices = u64::from(problem.weights) + u64::from(problem.scores.is_some());
+        let weights = rows.saturating_mul(4 * matrices * u64::from(s.kv_len));
+        let bits = |pairs: crate::Pairs, bits: u64| {
+            pairs.axes.into_iter().fold(bits, |n, axis| n.saturating_mul(axis.into())) / 8
+        };
+        let mask = problem.boolean_mask.map_or(0, |mask| bits(mask.pairs, mask.format.bits()));
+        let bias = problem.bias.map_or(0, |bias| bits(bias.pairs, 8 * bias.dtype.bytes()));
         Self {
             flops: head_rows.saturating_mul(visible_pairs(problem)).saturating_mul(2 * widths),
-            bytes: stored.saturating_add(lse).saturating_add(weights),
+            bytes: [lse, weights, mask, bias].into_iter().fold(stored, u64::saturating_add),
         }
     }
 }
 
-/// Pairs of query and key of one head of which the query sees the key.
+/// Pairs of query and key of one head of which the query sees the key, by the band and the shape: lengths and masks
+/// in buffers are not known. Packed sequences count as if equally long.
 fn visible_pairs(problem: &Problem) -> u64 {
     let s = problem.shape;
-    let (q_len, kv_len) = (i64::from(s.q_len), i64::from(s.kv_len));
+    let (q_len, kv_len) = match problem.lengths {
+        Lengths::Packed => (s.q_len.div_ceil(s.batch.max(1)), s.kv_len.div_ceil(s.batch.max(1))),
+        _ => (s.q_len, s.kv_len),
+    };
+    let diagonal = problem.mask.diagonal(q_len, kv_len).unwrap_or(0);
+    let (q_len, kv_len) = (i64::from(q_len), i64::from(kv_len));
     // The sum over all rows i of i + bound, clamped to 0..=kv_len.
     let sum = |bound: i64| {
         let rising = (-bound).clamp(0, q_len)..(kv_len - bound).clamp(0, q_len);
@@ -42,7 +59,7 @@ fn visible_pairs(problem: &Problem) -> u64 {
         let ramp = terms * bound + (rising.start + rising.end - 1) * terms / 2;
         ramp + (q_len - rising.end) * kv_len
     };
-    let (begin, end) = problem.mask.bounds(&s);
+    let (begin, end) = problem.mask.bounds(diagonal);
     let pairs = end.map_or(q_len * kv_len, sum) - begin.map_or(0, sum);
     u64::try_from(pairs).unwrap_or(0)
 }
@@ -51,7 +68,7 @@ fn visible_pairs(problem: &Problem) -> u64 {
 mod tests {
     use super::*;
     use crate::mask::{Diagonal, Mask};
-    use crate::problem::Shape;
+    use crate::shape::Shape;
 
     #[test]
     fn visible_pairs_are_those_of_the_definition() {
@@ -71,8 +88,11 @@ mod tests {
                 ] {
                     let shape = Shape::cross_attention(1, 1, q_len, kv_len, 8);
                     let problem = Problem::new(shape).mask(Mask::band(left, right).along(diagonal));
-                    let counted: u64 =
-                        (0..q_len).map(|i| problem.mask.kv_range(&shape, i).len() as u64).sum();
+                    let counted: u64 = {
+                        let diagonal = problem.mask.diagonal(q_len, kv_len).expect("given");
+                        let seen = |i| problem.mask.kv_range(kv_len, diagonal, i).len() as u64;
+                        (0..q_len).map(seen).sum()
+                    };
                     assert_eq!(visible_pairs(&problem), counted, "{problem:?}");
                 }
             }

@@ -23,6 +23,8 @@ pub struct Capabilities {
     pub limits: wgpu::Limits,
     /// What tiles are chosen by.
     pub class: DeviceClass,
+    /// Shaders have a type f16 of their own.
+    pub f16: bool,
 }
 
 /// Apple's PCI vendor.
@@ -39,12 +41,13 @@ impl Capabilities {
         } else {
             DeviceClass::Hardware
         };
-        Self { limits: device.limits(), class }
+        let f16 = device.features().contains(wgpu::Features::SHADER_F16);
+        Self { limits: device.limits(), class, f16 }
     }
 
     /// What every WebGPU device offers.
     pub fn portable() -> Self {
-        Self { limits: wgpu::Limits::default(), class: DeviceClass::Hardware }
+        Self { limits: wgpu::Limits::default(), class: DeviceClass::Hardware, f16: false }
     }
 
     /// The same limits, tiles of another class.
@@ -63,6 +66,9 @@ impl Capabilities {
     pub(crate) fn fit(&self, kernel: &Kernel) -> Result<(), PlanError> {
         let storage = kernel.bindings.iter().filter(|b| b.access != Access::Uniform).count();
         let limits = &self.limits;
+        if kernel.needs_f16() && !self.f16 {
+            return Err(PlanError::NotSupported { what: "f16 of the device's own" });
+        }
         for (limit, required, available) in [
             (
                 "max_compute_workgroup_storage_size",

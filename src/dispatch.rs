@@ -1,6 +1,5 @@
 //! A plan bound to buffers, ready to record.
 
-use crate::blocks::ELEMENT_BYTES;
 use crate::error::BindError;
 use crate::kernels::{Access, Kernel};
 use crate::plan::{Plan, REGION_ALIGNMENT, Step};
@@ -31,12 +30,12 @@ impl Dispatch {
         plan: &Plan,
         tensors: &Tensors<'_>,
     ) -> Result<Self, BindError> {
-        tensors.check(plan)?;
+        tensors.check(plan, limits)?;
         let workspace = Workspace::new(device, limits, plan, tensors)?;
         let resolved: Vec<_> = plan
             .steps
             .iter()
-            .map(|step| Resolved::new(step, limits, tensors, &workspace))
+            .map(|step| Resolved::new(plan, step, limits, tensors, &workspace))
             .collect();
         let uniforms = Uniforms::new(device, limits, &resolved)?;
         let launches = resolved
@@ -130,7 +129,7 @@ impl Workspace {
 fn check_size(what: &'static str, required: u64, limits: &wgpu::Limits) -> Result<(), BindError> {
     let available = limits.max_buffer_size;
     if required > available {
-        return Err(BindError::BufferTooLarge { what, required, available });
+        return Err(BindError::BufferTooLarge { what: what.into(), required, available });
     }
     Ok(())
 }
@@ -161,6 +160,7 @@ struct Resolved {
 
 impl Resolved {
     fn new(
+        plan: &Plan,
         step: &Step,
         limits: &wgpu::Limits,
         tensors: &Tensors<'_>,
@@ -173,7 +173,13 @@ impl Resolved {
                 let (buffer, offset) = match bound.operand {
                     Operand::Workspace(region) => workspace.regions[region].clone(),
                     operand => {
-                        let slice = tensors.get(operand).expect("`check` found every operand");
+                        let slice =
+                            tensors.get(plan, operand).expect("`check` found every operand");
+                        if matches!(operand, Operand::Buffer(_)) {
+                            // All that there is: only the function knows how much it reads.
+                            let bytes = slice.offset()..slice.offset() + slice.size() / 4 * 4;
+                            return (slice.buffer().clone(), bytes);
+                        }
                         (slice.buffer().clone(), slice.offset())
                     }
                 };
@@ -194,13 +200,21 @@ impl Resolved {
         let mut slots = Vec::new();
         for (binding, (buffer, bytes)) in kernel.bindings[1..].iter().zip(located) {
             let start = bytes.start / alignment * alignment;
-            let base = u32::try_from((bytes.start - start) / ELEMENT_BYTES)
-                .expect("less than an alignment");
+            // Bindings end at whole words.
+            let end = bytes.end.next_multiple_of(4);
+            slots.push(Slot { buffer, bytes: start..end });
+            if binding.bits == 0 {
+                continue;
+            }
+            let base = (bytes.start - start) * 8 / u64::from(binding.bits);
             let field = (kernel.fields.iter())
-                .find(|(field, ..)| field.strip_suffix("_base") == Some(binding.name))
+                .find(|(field, ..)| field.strip_suffix("_base") == Some(&*binding.name))
                 .expect("every binding has a base");
-            params[field.1 as usize..][..4].copy_from_slice(&base.to_ne_bytes());
-            slots.push(Slot { buffer, bytes: start..bytes.end });
+            let field = &mut params[field.1 as usize..][..4];
+            // Some tensors start within a word.
+            let within = u32::from_ne_bytes(field.try_into().expect("four bytes"));
+            let base = within + u32::try_from(base).expect("less than an alignment");
+            field.copy_from_slice(&base.to_ne_bytes());
         }
         Self { kernel, params, slots, workgroups: step.workgroups }
     }

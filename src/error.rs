@@ -1,6 +1,7 @@
 //! Every way a call can fail, one enum a stage.
 
 use crate::layout::Strides;
+use std::borrow::Cow;
 use thiserror::Error;
 
 /// The problem itself is ill-formed.
@@ -77,6 +78,35 @@ pub enum ProblemError {
         /// Which.
         tensor: &'static str,
     },
+    /// An axis of a mask or bias is neither that of the problem nor 1.
+    #[error("{tensor}: {axis} is {found}, needed is {needed} or 1")]
+    Broadcast {
+        /// Which.
+        tensor: &'static str,
+        /// Its axis.
+        axis: &'static str,
+        /// The problem's extent.
+        needed: u32,
+        /// Given.
+        found: u32,
+    },
+    /// Masks and biases of pairs have no place in packed sequences.
+    #[error("{what} cannot be given for packed sequences")]
+    PackedPairs {
+        /// Which.
+        what: &'static str,
+    },
+    /// A block mask for a problem in which nothing hides a pair.
+    #[error("a block mask needs a boolean mask, a bias or a mask function to stand for")]
+    NothingHidden,
+    /// Two functions declare one buffer with two types.
+    #[error("buffer {buffer} is declared as array<{}> and as array<{}>", elements[0], elements[1])]
+    BufferTypes {
+        /// Its name.
+        buffer: String,
+        /// The element types.
+        elements: [&'static str; 2],
+    },
     /// An output's strides would write one place twice.
     #[error("rows of {tensor} overlap: strides of {} (batch), {} (head), {} (row) elements", strides.batch, strides.head, strides.row)]
     OverlappingRows {
@@ -120,6 +150,16 @@ pub enum PlanError {
         /// Offered.
         available: u64,
     },
+    /// A caller's WGSL does not compile.
+    #[error("{name}, line {line}: {message}")]
+    Wgsl {
+        /// The function's name, or the kernel's file that does not go with it.
+        name: String,
+        /// Line of its text, from 1.
+        line: usize,
+        /// What is wrong there.
+        message: String,
+    },
     /// More workgroups than 32 bits count.
     #[error("{kernel} needs {required} workgroups, at most {available} can be counted")]
     TooManyWorkgroups {
@@ -140,19 +180,19 @@ pub enum BindError {
     #[error("{tensor} is missing")]
     Missing {
         /// Which.
-        tensor: &'static str,
+        tensor: Cow<'static, str>,
     },
     /// A buffer was given that the plan does not use.
     #[error("{tensor} was given, but the plan does not use it")]
     Unused {
         /// Which.
-        tensor: &'static str,
+        tensor: Cow<'static, str>,
     },
     /// A slice is too small.
     #[error("{tensor} is {actual} bytes, the problem needs {required}")]
     TooSmall {
         /// Which.
-        tensor: &'static str,
+        tensor: Cow<'static, str>,
         /// Needed.
         required: u64,
         /// Given.
@@ -162,7 +202,7 @@ pub enum BindError {
     #[error("{tensor} was created without {missing:?}")]
     MissingUsage {
         /// Which.
-        tensor: &'static str,
+        tensor: Cow<'static, str>,
         /// What is missing.
         missing: wgpu::BufferUsages,
     },
@@ -170,7 +210,7 @@ pub enum BindError {
     #[error("{tensor} starts at byte {offset}, not a multiple of its element's {alignment}")]
     Misaligned {
         /// Which.
-        tensor: &'static str,
+        tensor: Cow<'static, str>,
         /// Given.
         offset: u64,
         /// Needed.
@@ -180,15 +220,27 @@ pub enum BindError {
     #[error("{output} overlaps {other}")]
     Overlap {
         /// The output.
-        output: &'static str,
+        output: Cow<'static, str>,
         /// The other operand.
-        other: &'static str,
+        other: Cow<'static, str>,
+    },
+    /// A buffer that is bound whole is larger than a binding.
+    #[error(
+        "{tensor} needs max_storage_buffer_binding_size >= {required}, the device has {available}"
+    )]
+    BindingTooLarge {
+        /// Which.
+        tensor: Cow<'static, str>,
+        /// Needed.
+        required: u64,
+        /// Offered.
+        available: u64,
     },
     /// A buffer that `bind` would create is larger than the device allows.
     #[error("{what} needs max_buffer_size >= {required}, the device has {available}")]
     BufferTooLarge {
         /// Which.
-        what: &'static str,
+        what: Cow<'static, str>,
         /// Needed.
         required: u64,
         /// Offered.
@@ -236,11 +288,35 @@ pub enum Error {
     #[error("{tensor} has {actual} elements, the problem needs {required}")]
     Length {
         /// Which.
-        tensor: &'static str,
+        tensor: Cow<'static, str>,
         /// Needed.
         required: u64,
         /// Given.
         actual: u64,
+    },
+    /// `cu_seqlens` does not start at 0, fall nowhere and end at the number of tokens.
+    #[error("{tensor}[{index}] is {found}, needed is {needed}")]
+    Sequences {
+        /// Which.
+        tensor: &'static str,
+        /// Index of the entry.
+        index: usize,
+        /// Given.
+        found: u32,
+        /// What would be right there.
+        needed: String,
+    },
+    /// A length is more than the tensor holds.
+    #[error("{tensor}[{index}] is {found}, at most {max} fit")]
+    LengthTooLarge {
+        /// Which.
+        tensor: &'static str,
+        /// Index of the entry.
+        index: usize,
+        /// Given.
+        found: u32,
+        /// Largest.
+        max: u32,
     },
     /// No adapter answers the request.
     #[error("no adapter: {0}")]

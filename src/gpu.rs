@@ -4,7 +4,7 @@ use crate::attention::Attention;
 use crate::dispatch::Dispatch;
 use crate::download::Download;
 use crate::error::Error;
-use crate::host::{Outputs, Transfer};
+use crate::host::{Output, Outputs, Transfer, decoded};
 use crate::plan::Plan;
 use crate::tensors::{Operand, Tensors};
 use crate::upload::upload;
@@ -21,7 +21,7 @@ pub(crate) struct Gpu {
 }
 
 /// What comes back of a submission, or why nothing was submitted.
-type Downloads = Result<Vec<(Operand, Download)>, Error>;
+type Downloads = Result<Vec<(Output, Download)>, Error>;
 
 impl Gpu {
     #[cfg(not(target_arch = "wasm32"))]
@@ -87,36 +87,42 @@ impl Gpu {
 
     fn submit_unwatched(&self, plan: &Plan, transfer: &Transfer<'_>) -> Downloads {
         transfer.check_sizes(self.device.limits().max_buffer_size)?;
+        let storage = wgpu::BufferUsages::STORAGE;
         let inputs: Vec<_> = (transfer.inputs.iter())
             .map(|(operand, data)| {
-                let usage = wgpu::BufferUsages::STORAGE;
-                let contents = bytemuck::cast_slice(data);
-                let buffer = upload(&self.device, operand.name(), contents, usage);
-                (*operand, buffer)
+                (*operand, upload(&self.device, operand.name(), data.bytes(), storage))
             })
+            .collect();
+        let named: Vec<_> = (transfer.buffers.iter())
+            .map(|(name, data)| (name, upload(&self.device, name, data.bytes(), storage)))
             .collect();
         let outputs: Vec<_> = (transfer.outputs.iter())
-            .filter(|(_, elements)| *elements > 0)
-            .map(|(operand, elements)| {
+            .filter(|out| out.elements > 0)
+            .map(|out| {
+                let bytes = out.elements as u64 * out.dtype.bytes();
                 let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
-                    label: Some(operand.name()),
-                    size: *elements as u64 * crate::blocks::ELEMENT_BYTES,
-                    usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
+                    label: Some(out.operand.name()),
+                    size: bytes.next_multiple_of(wgpu::COPY_BUFFER_ALIGNMENT),
+                    usage: storage | wgpu::BufferUsages::COPY_SRC,
                     mapped_at_creation: false,
                 });
-                (*operand, buffer)
+                (*out, buffer)
             })
             .collect();
-        let tensors = (inputs.iter().chain(&outputs))
-            .fold(Tensors::default(), |tensors, (operand, buffer)| {
-                tensors.with(*operand, buffer.slice(..))
-            });
+        let all = inputs.iter().map(|(operand, buffer)| (*operand, buffer));
+        let all = all.chain(outputs.iter().map(|(out, buffer)| (out.operand, buffer)));
+        let tensors = all.fold(Tensors::default(), |tensors, (operand, buffer)| {
+            tensors.with(operand, buffer.slice(..))
+        });
+        let tensors = named
+            .iter()
+            .fold(tensors, |tensors, (name, buffer)| tensors.buffer(name, buffer.slice(..)));
         let dispatch: Dispatch = self.attention.bind(plan, &tensors)?;
         let mut encoder = self.device.create_command_encoder(&Default::default());
         dispatch.encode(&mut encoder);
         let downloads = (outputs.iter())
-            .map(|(operand, buffer)| {
-                (*operand, Download::encode(&self.device, &mut encoder, buffer.slice(..)))
+            .map(|(out, buffer)| {
+                (*out, Download::encode(&self.device, &mut encoder, buffer.slice(..)))
             })
             .collect();
         self.queue.submit([encoder.finish()]);
@@ -132,14 +138,16 @@ impl Gpu {
         self.alive()?;
         caught?;
         let mut outputs = transfer.empty_outputs();
-        for (operand, download) in downloads? {
-            let data = download.read().await.or_else(|error| {
+        for (out, download) in downloads? {
+            let bytes = download.read::<u8>().await.or_else(|error| {
                 self.alive()?;
                 Err(Error::from(error))
             })?;
-            match operand {
+            let data = decoded(&bytes, out.dtype, out.elements);
+            match out.operand {
                 Operand::Lse => outputs.lse = Some(data),
                 Operand::Weights => outputs.weights = Some(data),
+                Operand::Scores => outputs.scores = Some(data),
                 _ => outputs.out = data,
             }
         }

@@ -1,30 +1,16 @@
 //! Tensors in host memory, as the runner takes and gives them.
 
-use crate::blocks::ELEMENT_BYTES;
 use crate::error::{BindError, Error};
+use crate::inputs::Inputs;
 use crate::layer::SelfAttention;
-use crate::problem::Problem;
+use crate::mask::Diagonal;
+use crate::pairs::MaskFormat;
+use crate::problem::{Lengths, Problem, Slopes};
+use crate::shape::DType;
 use crate::tensors::Operand;
-
-/// Inputs of one attention. Slices may be longer than the problem's strides reach: views of one packed buffer
-/// run to its end.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct Inputs<'a> {
-    /// `[batch, heads, q_len, head_dim]`.
-    pub q: &'a [f32],
-    /// `[batch, kv_heads, kv_len, head_dim]`.
-    pub k: &'a [f32],
-    /// `[batch, kv_heads, kv_len, v_head_dim]`.
-    pub v: &'a [f32],
-}
-
-impl<'a> Inputs<'a> {
-    /// The inputs of every attention; shapes as the problem's layout says.
-    pub fn new(q: &'a [f32], k: &'a [f32], v: &'a [f32]) -> Self {
-        Self { q, k, v }
-    }
-}
+use half::slice::HalfFloatSliceExt as _;
+use half::{bf16, f16};
+use std::borrow::Cow;
 
 /// Inputs of one layer. Biases are given exactly where the layer has them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -66,36 +52,184 @@ pub struct Outputs {
     pub lse: Option<Vec<f32>>,
     /// `[batch, heads, q_len, kv_len]`, where the problem has `weights`.
     pub weights: Option<Vec<f32>>,
+    /// `[batch, heads, q_len, kv_len]`, where the problem has `scores`; -inf where there is none.
+    pub scores: Option<Vec<f32>>,
 }
 
-/// What goes up and what comes down, by operand; lengths in elements.
+/// Contents of a buffer.
+pub(crate) enum Data<'a> {
+    /// As the caller has them.
+    F32(&'a [f32]),
+    /// As the device wants them.
+    Bytes(Vec<u8>),
+}
+
+impl Data<'_> {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::F32(data) => bytemuck::cast_slice(data),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+/// An output.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Output {
+    pub(crate) operand: Operand,
+    pub(crate) elements: usize,
+    pub(crate) dtype: DType,
+}
+
+/// What goes up and what comes down, by operand.
 pub(crate) struct Transfer<'a> {
-    pub(crate) inputs: Vec<(Operand, &'a [f32])>,
-    pub(crate) outputs: Vec<(Operand, usize)>,
+    pub(crate) inputs: Vec<(Operand, Data<'a>)>,
+    /// Buffers of the caller's functions.
+    pub(crate) buffers: Vec<(String, Data<'a>)>,
+    pub(crate) outputs: Vec<Output>,
+}
+
+/// The numbers as `dtype` stores them.
+pub(crate) fn rounded(data: &[f32], dtype: DType) -> Cow<'_, [f32]> {
+    match dtype {
+        DType::F32 => Cow::Borrowed(data),
+        DType::F16 => Cow::Owned(data.iter().map(|x| f16::from_f32(*x).to_f32()).collect()),
+        DType::BF16 => Cow::Owned(data.iter().map(|x| bf16::from_f32(*x).to_f32()).collect()),
+    }
+}
+
+fn encoded(data: &[f32], dtype: DType) -> Data<'_> {
+    match dtype {
+        DType::F32 => Data::F32(data),
+        DType::F16 => {
+            let mut halves = vec![f16::ZERO; data.len()];
+            halves.convert_from_f32_slice(data);
+            Data::Bytes(bytemuck::cast_slice(&halves).to_vec())
+        }
+        DType::BF16 => {
+            let mut halves = vec![bf16::ZERO; data.len()];
+            halves.convert_from_f32_slice(data);
+            Data::Bytes(bytemuck::cast_slice(&halves).to_vec())
+        }
+    }
+}
+
+/// The first `elements` numbers of what a device stored.
+pub(crate) fn decoded(bytes: &[u8], dtype: DType, elements: usize) -> Vec<f32> {
+    let halves = || bytes.as_chunks::<2>().0.iter().take(elements);
+    match dtype {
+        DType::F32 => bytemuck::pod_collect_to_vec(&bytes[..elements * 4]),
+        DType::F16 => halves().map(|x| f16::from_ne_bytes(*x).to_f32()).collect(),
+        DType::BF16 => halves().map(|x| bf16::from_ne_bytes(*x).to_f32()).collect(),
+    }
+}
+
+fn mask_bytes(mask: &[bool], format: MaskFormat) -> Vec<u8> {
+    match format {
+        MaskFormat::Bytes => mask.iter().map(|shown| u8::from(*shown)).collect(),
+        MaskFormat::Bits => {
+            let byte = |shown: &[bool]| {
+                shown.iter().rev().fold(0, |byte, shown| byte << 1 | u8::from(*shown))
+            };
+            let mut bytes: Vec<u8> = mask.chunks(8).map(byte).collect();
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            bytes
+        }
+    }
 }
 
 impl<'a> Transfer<'a> {
     pub(crate) fn of_problem(problem: &Problem, inputs: &Inputs<'a>) -> Result<Self, Error> {
         problem.validate()?;
-        let s = problem.shape;
+        check_sequences(problem, inputs)?;
+        let s = problem.tensor_shape();
         let rows = u64::from(s.batch) * u64::from(s.heads) * u64::from(s.q_len);
         let extent = |strides: crate::Strides, heads, len, dim| {
             strides.extent(s.batch, heads, len, dim).expect("validated")
         };
-        let mut transfer = Self { inputs: Vec::new(), outputs: Vec::new() };
-        for (operand, data, required) in [
-            (Operand::Q, inputs.q, extent(problem.q, s.heads, s.q_len, s.head_dim)),
-            (Operand::K, inputs.k, extent(problem.k, s.kv_heads, s.kv_len, s.head_dim)),
-            (Operand::V, inputs.v, extent(problem.v, s.kv_heads, s.kv_len, s.v_head_dim)),
+        let mut transfer = Self { inputs: Vec::new(), buffers: Vec::new(), outputs: Vec::new() };
+        for (operand, data, required, dtype) in [
+            (Operand::Q, inputs.q, extent(problem.q, s.heads, s.q_len, s.head_dim), problem.dtype),
+            (
+                Operand::K,
+                inputs.k,
+                extent(problem.k, s.kv_heads, s.kv_len, s.head_dim),
+                problem.kv_dtype,
+            ),
+            (
+                Operand::V,
+                inputs.v,
+                extent(problem.v, s.kv_heads, s.kv_len, s.v_head_dim),
+                problem.kv_dtype,
+            ),
         ] {
-            transfer.give(operand, data, required, false)?;
+            let data = checked(operand, data, required, false)?;
+            transfer.give(operand, encoded(data, dtype));
         }
-        transfer.take(Operand::Out, extent(problem.out, s.heads, s.q_len, s.v_head_dim))?;
-        if problem.lse {
-            transfer.take(Operand::Lse, rows)?;
+        let pairs = |pairs: crate::Pairs| pairs.extent(pairs.axes).expect("validated");
+        let mask_elements = problem.boolean_mask.map(|mask| pairs(mask.pairs));
+        if let Some(mask) = optional(Operand::Mask, inputs.mask, mask_elements, false)? {
+            let format = problem.boolean_mask.map_or(MaskFormat::Bytes, |mask| mask.format);
+            transfer.give(Operand::Mask, Data::Bytes(mask_bytes(mask, format)));
         }
-        if problem.weights {
-            transfer.take(Operand::Weights, rows.saturating_mul(s.kv_len.into()))?;
+        let bias_elements = problem.bias.map(|bias| pairs(bias.pairs));
+        if let Some(bias) = optional(Operand::Bias, inputs.bias, bias_elements, false)? {
+            let dtype = problem.bias.map_or(DType::F32, |bias| bias.dtype);
+            transfer.give(Operand::Bias, encoded(bias, dtype));
+        }
+        let heads = u64::from(s.heads);
+        let sequences = u64::from(problem.shape.batch);
+        let slopes = problem.alibi.map(|slopes| match slopes {
+            Slopes::PerHead => heads,
+            Slopes::PerSequence => sequences * heads,
+        });
+        for (operand, data, elements) in [
+            (Operand::AlibiSlopes, inputs.alibi_slopes, slopes),
+            (Operand::Sinks, inputs.sinks, problem.sinks.then_some(heads)),
+        ] {
+            if let Some(data) = optional(operand, data, elements, true)? {
+                transfer.give(operand, Data::F32(data));
+            }
+        }
+        let per_sequence = problem.mask.diagonal == Diagonal::PerSequence;
+        let offsets = per_sequence.then_some(sequences);
+        if let Some(data) = optional(Operand::DiagOffsets, inputs.diag_offsets, offsets, true)? {
+            transfer.give(Operand::DiagOffsets, Data::Bytes(bytemuck::cast_slice(data).to_vec()));
+        }
+        let [q_lens, kv_lens, cu_seqlens] = sequence_counts(problem);
+        for (operand, data, elements) in [
+            (Operand::QLens, inputs.q_lens, q_lens),
+            (Operand::KvLens, inputs.kv_lens, kv_lens),
+            (Operand::CuSeqlensQ, inputs.cu_seqlens_q, cu_seqlens),
+            (Operand::CuSeqlensK, inputs.cu_seqlens_k, cu_seqlens),
+        ] {
+            if let Some(data) = optional(operand, data, elements, true)? {
+                transfer.give(operand, Data::Bytes(bytemuck::cast_slice(data).to_vec()));
+            }
+        }
+        let wanted = problem.function_buffers()?;
+        for (name, data) in &inputs.buffers {
+            if !wanted.iter().any(|(other, _)| **other == **name) {
+                return Err(BindError::Unused { tensor: (*name).to_owned().into() }.into());
+            }
+            let bytes = Data::Bytes(bytemuck::cast_slice(data).to_vec());
+            transfer.buffers.push(((*name).to_owned(), bytes));
+        }
+        if problem.block_mask {
+            let what = "a block mask in host memory";
+            return Err(crate::PlanError::NotSupported { what }.into());
+        }
+        let out = extent(problem.out, s.heads, s.q_len, s.v_head_dim);
+        transfer.take(Operand::Out, out, problem.out_dtype)?;
+        let matrix = rows.saturating_mul(s.kv_len.into());
+        for (operand, asked, elements) in [
+            (Operand::Lse, problem.lse, rows),
+            (Operand::Weights, problem.weights, matrix),
+            (Operand::Scores, problem.scores.is_some(), matrix),
+        ] {
+            if asked {
+                transfer.take(operand, elements, DType::F32)?;
+            }
         }
         Ok(transfer)
     }
@@ -111,7 +245,7 @@ impl<'a> Transfer<'a> {
         let only = |condition: bool, n: u64| if condition { n } else { 0 };
         let (split, packed) = (!layer.packed, layer.packed);
         let cross = layer.context_dim.is_some();
-        let mut transfer = Self { inputs: Vec::new(), outputs: Vec::new() };
+        let mut transfer = Self { inputs: Vec::new(), buffers: Vec::new(), outputs: Vec::new() };
         for (operand, data, required) in [
             (Operand::X, inputs.x, rows(s.q_len).saturating_mul(model)),
             (Operand::Context, inputs.context, only(cross, rows(s.kv_len).saturating_mul(context))),
@@ -126,54 +260,43 @@ impl<'a> Transfer<'a> {
             (Operand::BQkv, inputs.b_qkv, only(packed && layer.biases, q + k + v)),
             (Operand::BO, inputs.b_o, only(layer.biases, out)),
         ] {
-            transfer.give(operand, data, required, true)?;
+            transfer.give(operand, Data::F32(checked(operand, data, required, true)?));
         }
-        transfer.take(Operand::Out, rows(s.q_len).saturating_mul(out))?;
+        transfer.take(Operand::Out, rows(s.q_len).saturating_mul(out), DType::F32)?;
         if layer.weights {
             let pairs = rows(s.q_len).saturating_mul(u64::from(s.heads) * u64::from(s.kv_len));
-            transfer.take(Operand::Weights, pairs)?;
+            transfer.take(Operand::Weights, pairs, DType::F32)?;
         }
         Ok(transfer)
     }
 
-    /// `exact`: a longer slice is an error too, a bias that the layer does not have among them.
-    fn give(
-        &mut self,
-        operand: Operand,
-        data: &'a [f32],
-        required: u64,
-        exact: bool,
-    ) -> Result<(), Error> {
-        let actual = data.len() as u64;
-        if actual < required || exact && actual > required {
-            return Err(Error::Length { tensor: operand.name(), required, actual });
+    fn give(&mut self, operand: Operand, data: Data<'a>) {
+        if !data.bytes().is_empty() {
+            self.inputs.push((operand, data));
         }
-        if required > 0 {
-            // No longer than `data`, so it fits a usize.
-            let used = usize::try_from(required).unwrap_or(data.len());
-            self.inputs.push((operand, &data[..used]));
-        }
-        Ok(())
     }
 
-    fn take(&mut self, operand: Operand, elements: u64) -> Result<(), Error> {
-        let bytes = elements.checked_mul(ELEMENT_BYTES);
+    fn take(&mut self, operand: Operand, elements: u64, dtype: DType) -> Result<(), Error> {
+        let bytes = elements.checked_mul(DType::F32.bytes());
         let fits = bytes.and_then(|bytes| isize::try_from(bytes).ok());
         let tensor = operand.name();
         let elements = fits.map(|_| elements).and_then(|n| usize::try_from(n).ok());
         let elements = elements.ok_or(crate::ProblemError::Unaddressable { tensor })?;
-        self.outputs.push((operand, elements));
+        self.outputs.push(Output { operand, elements, dtype });
         Ok(())
     }
 
     /// Every tensor becomes a buffer of its own.
     pub(crate) fn check_sizes(&self, available: u64) -> Result<(), BindError> {
-        let inputs = self.inputs.iter().map(|(operand, data)| (*operand, data.len()));
-        for (operand, elements) in inputs.chain(self.outputs.iter().copied()) {
-            let required = elements as u64 * ELEMENT_BYTES;
+        let inputs =
+            self.inputs.iter().map(|(operand, data)| (operand.name(), data.bytes().len() as u64));
+        let outputs = self
+            .outputs
+            .iter()
+            .map(|out| (out.operand.name(), out.elements as u64 * out.dtype.bytes()));
+        for (name, required) in inputs.chain(outputs) {
             if required > available {
-                let what = operand.name();
-                return Err(BindError::BufferTooLarge { what, required, available });
+                return Err(BindError::BufferTooLarge { what: name.into(), required, available });
             }
         }
         Ok(())
@@ -181,23 +304,102 @@ impl<'a> Transfer<'a> {
 
     /// What is asked for, without elements yet.
     pub(crate) fn empty_outputs(&self) -> Outputs {
-        let asked = |operand| self.outputs.iter().any(|(other, _)| *other == operand);
+        let asked = |operand| self.outputs.iter().any(|out| out.operand == operand);
         Outputs {
             out: Vec::new(),
             lse: asked(Operand::Lse).then(Vec::new),
             weights: asked(Operand::Weights).then(Vec::new),
+            scores: asked(Operand::Scores).then(Vec::new),
         }
     }
 
-    /// The data given as `operand`; empty where it is not needed.
+    /// The f32 data given as `operand`; empty where it is not needed.
     #[cfg(feature = "cpu")]
     pub(crate) fn input(&self, operand: Operand) -> &'a [f32] {
-        self.inputs.iter().find(|(other, _)| *other == operand).map_or(&[], |(_, data)| data)
+        match self.inputs.iter().find(|(other, _)| *other == operand) {
+            Some((_, Data::F32(data))) => data,
+            _ => &[],
+        }
     }
 
     /// Elements asked of `operand`.
     #[cfg(feature = "cpu")]
     pub(crate) fn output_len(&self, operand: Operand) -> Option<usize> {
-        self.outputs.iter().find(|(other, _)| *other == operand).map(|(_, len)| *len)
+        self.outputs.iter().find(|out| out.operand == operand).map(|out| out.elements)
     }
+}
+
+/// The part of a slice that is used. `exact`: a longer one is an error too.
+fn checked<T>(operand: Operand, data: &[T], required: u64, exact: bool) -> Result<&[T], Error> {
+    let actual = data.len() as u64;
+    if actual < required || exact && actual > required {
+        return Err(Error::Length { tensor: operand.name().into(), required, actual });
+    }
+    // No longer than `data`, so it fits a usize.
+    Ok(&data[..usize::try_from(required).unwrap_or(data.len())])
+}
+
+/// As `checked`, of an input that the problem may not have: then it may not be given.
+fn optional<T>(
+    operand: Operand,
+    data: &[T],
+    required: Option<u64>,
+    exact: bool,
+) -> Result<Option<&[T]>, Error> {
+    match required {
+        Some(required) => checked(operand, data, required, exact).map(Some),
+        None if data.is_empty() => Ok(None),
+        None => Err(BindError::Unused { tensor: operand.name().into() }.into()),
+    }
+}
+
+/// Entries of `q_lens`, `kv_lens` and each of the `cu_seqlens`, where the problem has them.
+fn sequence_counts(problem: &Problem) -> [Option<u64>; 3] {
+    let batch = u64::from(problem.shape.batch);
+    match problem.lengths {
+        Lengths::Full => [None; 3],
+        Lengths::PerSequence { q, kv } => [q.then_some(batch), kv.then_some(batch), None],
+        Lengths::Packed => [None, None, Some(batch + 1)],
+    }
+}
+
+/// Lengths in host memory are checked; those in buffers are clamped where they are read.
+fn check_sequences(problem: &Problem, inputs: &Inputs<'_>) -> Result<(), Error> {
+    let s = problem.shape;
+    let [q_lens, kv_lens, cu_seqlens] = sequence_counts(problem);
+    for (operand, lens, needed, max) in [
+        (Operand::QLens, inputs.q_lens, q_lens, s.q_len),
+        (Operand::KvLens, inputs.kv_lens, kv_lens, s.kv_len),
+    ] {
+        let Some(needed) = needed else { continue };
+        for (index, found) in checked(operand, lens, needed, true)?.iter().copied().enumerate() {
+            if found > max {
+                let tensor = operand.name();
+                return Err(Error::LengthTooLarge { tensor, index, found, max });
+            }
+        }
+    }
+    for (operand, starts, total) in [
+        (Operand::CuSeqlensQ, inputs.cu_seqlens_q, s.q_len),
+        (Operand::CuSeqlensK, inputs.cu_seqlens_k, s.kv_len),
+    ] {
+        let Some(needed) = cu_seqlens else { continue };
+        let starts = checked(operand, starts, needed, true)?;
+        let last = starts.len() - 1;
+        for (index, found) in starts.iter().copied().enumerate() {
+            let before = index.checked_sub(1).map_or(0, |before| starts[before]);
+            let wrong = match index {
+                // One entry alone is the first and the last.
+                0 if found != 0 => Some("0".to_owned()),
+                _ if index == last && found != total => Some(format!("{total}, the tokens in all")),
+                _ if found < before => Some(format!("at least {before}")),
+                _ => None,
+            };
+            if let Some(needed) = wrong {
+                let tensor = operand.name();
+                return Err(Error::Sequences { tensor, index, found, needed });
+            }
+        }
+    }
+    Ok(())
 }

@@ -9,7 +9,8 @@ use crate::kernels::{Linear, LinearParams};
 use crate::layout::Strides;
 use crate::mask::Mask;
 use crate::plan::{Algorithm, Bound, Plan, Planner};
-use crate::problem::{Problem, Shape};
+use crate::problem::Problem;
+use crate::shape::Shape;
 use crate::tensors::Operand;
 
 /// `out = attention(x W_q^T + b_q, c W_k^T + b_k, c W_v^T + b_v) W_o^T + b_o`, where the context `c` is `x`
@@ -222,7 +223,7 @@ impl SelfAttention {
         let mut planner = Planner::new(capabilities);
         let s = self.shape;
         if s.batch == 0 || s.q_len == 0 {
-            return Ok(planner.finish(self.cost(), self.operands()));
+            return Ok(planner.finish(self.cost(), self.operands(), Vec::new()));
         }
         let problem = self.problem();
         let rows = |len: u32| u64::from(s.batch) * u64::from(len);
@@ -267,6 +268,7 @@ impl SelfAttention {
             base_bytes: first * ELEMENT_BYTES,
             strides,
             dim,
+            element_bytes: ELEMENT_BYTES,
         };
         let views = Views {
             q: view(q_region, 0, problem.q, s.head_dim),
@@ -286,7 +288,7 @@ impl SelfAttention {
             outputs: self.out_dim.into(),
         };
         back.plan(&mut planner)?;
-        Ok(planner.finish(self.cost(), self.operands()))
+        Ok(planner.finish(self.cost(), self.operands(), Vec::new()))
     }
 }
 

@@ -43,12 +43,20 @@
 
 // In reading order: the question, the answer, how, the kernels, the glue, what is built on it.
 mod problem;
+mod shape;
 mod mask;
+mod pairs;
+mod function;
 mod layout;
+mod inputs;
+mod sequence;
 pub mod reference;
 mod cost;
 mod plan;
 mod forward;
+mod staged;
+mod fused;
+mod tables;
 mod blocks;
 mod tuning;
 mod device;
@@ -77,16 +85,20 @@ pub use device::{Capabilities, DeviceClass};
 pub use dispatch::Dispatch;
 pub use download::Download;
 pub use error::{BindError, DownloadError, Error, PlanError, ProblemError};
+pub use function::{BufferElement, MaskFunction, Pair, ScoreFunction};
 #[cfg(feature = "runner")]
-pub use host::{Inputs, LayerInputs, Outputs};
+pub use host::{LayerInputs, Outputs};
+pub use inputs::{Inputs, alibi_slopes};
 pub use layer::SelfAttention;
 pub use layout::{Layout, Strides};
 pub use mask::{Diagonal, Mask};
+pub use pairs::{Bias, BooleanMask, MaskFormat, Pairs};
 pub use pipeline::Checks;
 pub use plan::{Algorithm, Plan};
-pub use problem::{DType, Problem, Shape};
+pub use problem::{Lengths, Problem, ScoreStage, Slopes};
 #[cfg(feature = "runner")]
 pub use runner::{Runner, RunnerOptions};
+pub use shape::{DType, Shape};
 pub use tensors::{Operand, Tensors};
 pub use wgpu;
 

@@ -1,7 +1,6 @@
 //! Which keys a query sees: the definition that every kernel is tested against.
 
 use crate::error::ProblemError;
-use crate::problem::Shape;
 use std::ops::Range;
 
 /// Where the diagonal of a causal mask or window runs when `q_len != kv_len`.
@@ -15,6 +14,8 @@ pub enum Diagonal {
     TopLeft,
     /// Query `i` stands at key `i + offset`.
     Offset(i32),
+    /// As `Offset`, one a sequence, in a buffer: `diag_offsets`, `[batch]` i32.
+    PerSequence,
 }
 
 /// The band of keys that a query may see, both ends inclusive.
@@ -74,24 +75,28 @@ impl Mask {
         self.left.is_none() && self.right.is_none()
     }
 
-    /// Keys visible to query `q_pos`: the definition that every kernel is tested against.
-    pub fn kv_range(&self, shape: &Shape, q_pos: u32) -> Range<u32> {
-        let (begin, end) = self.bounds(shape);
-        let clamp = |x: i64| {
-            u32::try_from(x.clamp(0, i64::from(shape.kv_len))).expect("clamped to a length")
-        };
-        let start = begin.map_or(0, |begin| clamp(i64::from(q_pos) + begin));
-        let end = end.map_or(shape.kv_len, |end| clamp(i64::from(q_pos) + end));
+    /// Keys of one sequence visible to its query `q_pos`: the definition that every kernel is tested against.
+    /// Query 0 stands at key `diagonal`.
+    pub fn kv_range(&self, kv_len: u32, diagonal: i64, q_pos: u32) -> Range<u32> {
+        let own = i64::from(q_pos) + diagonal;
+        let clamp = |x: i64| u32::try_from(x.clamp(0, kv_len.into())).expect("clamped to a length");
+        let start = self.left.map_or(0, |left| clamp(own - i64::from(left)));
+        let end = self.right.map_or(kv_len, |right| clamp(own + i64::from(right) + 1));
         start..end.max(start)
     }
 
+    /// The key that query 0 stands at; `None` where a buffer says.
+    pub fn diagonal(&self, q_len: u32, kv_len: u32) -> Option<i64> {
+        match self.diagonal {
+            Diagonal::BottomRight => Some(i64::from(kv_len) - i64::from(q_len)),
+            Diagonal::TopLeft => Some(0),
+            Diagonal::Offset(offset) => Some(offset.into()),
+            Diagonal::PerSequence => None,
+        }
+    }
+
     /// First visible key and one past the last, relative to the query's index; `None` is open.
-    pub(crate) fn bounds(&self, shape: &Shape) -> (Option<i64>, Option<i64>) {
-        let diagonal = match self.diagonal {
-            Diagonal::BottomRight => i64::from(shape.kv_len) - i64::from(shape.q_len),
-            Diagonal::TopLeft => 0,
-            Diagonal::Offset(offset) => i64::from(offset),
-        };
+    pub(crate) fn bounds(&self, diagonal: i64) -> (Option<i64>, Option<i64>) {
         (
             self.left.map(|left| diagonal - i64::from(left)),
             self.right.map(|right| diagonal + i64::from(right) + 1),

@@ -48,11 +48,14 @@ pub(crate) fn compile(
         label,
         source: wgpu::ShaderSource::Wgsl(kernel.wgsl().into()),
     };
-    let module = match checks {
+    // A caller's own text keeps the checks unless the caller vouches for it.
+    let of_text = if kernel.source.is_checked() { Checks::On } else { checks };
+    let module = match of_text {
         Checks::On => device.create_shader_module(descriptor),
         Checks::Off => {
             let checks = wgpu::ShaderRuntimeChecks::unchecked();
-            // SAFETY: the text is this crate's own. Every index is below a length in the params that `bind`
+            // SAFETY: the text is this crate's own, or a caller vouches for it. Every index is below a length in the
+            // params that `bind`
             // checked against the buffer, every loop ends at one, and no divisor is 0.
             #[allow(unsafe_code, reason = "checks that can only cost time")]
             unsafe {

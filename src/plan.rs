@@ -6,11 +6,13 @@ use crate::device::Capabilities;
 use crate::error::PlanError;
 use crate::forward::Views;
 use crate::kernels::Kernel;
-use crate::problem::Problem;
-use crate::tensors::Operand;
+use crate::mask::Diagonal;
+use crate::problem::{Lengths, Problem};
+use crate::tensors::{Need, Operand};
 use crate::tuning::Tuning;
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Which kernels solve a problem.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -37,6 +39,9 @@ impl Algorithm {
         match self {
             Self::Flash if problem.weights => {
                 Err(PlanError::AlgorithmLacks { algorithm: "flash", what: "weights" })
+            }
+            Self::Flash if problem.scores.is_some() => {
+                Err(PlanError::AlgorithmLacks { algorithm: "flash", what: "scores" })
             }
             Self::Split => Err(PlanError::NotSupported { what: "algorithm split" }),
             Self::Auto | Self::Staged | Self::Flash => Ok(()),
@@ -73,6 +78,8 @@ pub struct Plan {
     cost: Cost,
     /// What the caller may give, used or empty.
     known: Vec<Operand>,
+    /// Names of the buffers of the caller's functions.
+    buffers: Vec<Arc<str>>,
 }
 
 impl Plan {
@@ -87,10 +94,27 @@ impl Plan {
     ) -> Result<Self, PlanError> {
         let mut planner = Planner::new(capabilities);
         planner.attention(problem, algorithm, &Views::of(problem))?;
-        let mut known = vec![Operand::Q, Operand::K, Operand::V, Operand::Out];
-        known.extend(problem.lse.then_some(Operand::Lse));
-        known.extend(problem.weights.then_some(Operand::Weights));
-        Ok(planner.finish(Cost::of(problem), known))
+        Ok(planner.finish(Cost::of(problem), operands(problem), buffers(problem)))
+    }
+
+    /// The steps that make a block mask.
+    pub(crate) fn block_mask(
+        problem: &Problem,
+        capabilities: &Capabilities,
+    ) -> Result<Self, PlanError> {
+        let mut planner = Planner::new(capabilities);
+        planner.block_mask(problem)?;
+        let written = [Operand::Q, Operand::K, Operand::V, Operand::Out, Operand::Lse];
+        let mut known = operands(problem);
+        known.retain(|operand| !written.contains(operand));
+        known.push(Operand::BlockMask);
+        let cost = Cost { flops: 0, ..Cost::default() };
+        Ok(planner.finish(cost, known, buffers(problem)))
+    }
+
+    /// Bytes that an operand needs; 0 of one that the plan does not use.
+    pub fn operand_bytes(&self, operand: Operand) -> u64 {
+        self.operands().iter().find(|need| need.operand == operand).map_or(0, |need| need.bytes)
     }
 
     /// Names of the kernels, in launch order.
@@ -114,24 +138,72 @@ impl Plan {
         self.known.contains(&operand)
     }
 
-    /// Every operand that is bound, how many bytes of it, and whether it is written; scratch left out.
-    pub(crate) fn operands(&self) -> Vec<(Operand, u64, bool)> {
-        let mut operands: Vec<(Operand, u64, bool)> = Vec::new();
+    /// The name of a buffer of the caller's functions.
+    pub(crate) fn buffer_name(&self, index: usize) -> &str {
+        &self.buffers[index]
+    }
+
+    /// Whether a function of the caller's has this buffer.
+    pub(crate) fn knows_buffer(&self, name: &str) -> bool {
+        self.buffers.iter().any(|other| &**other == name)
+    }
+
+    /// Every operand that is bound, and what of it; scratch left out.
+    pub(crate) fn operands(&self) -> Vec<Need> {
+        let mut needs: Vec<Need> = Vec::new();
         for step in &self.steps {
             for (bound, binding) in step.bound.iter().zip(&step.kernel.bindings[1..]) {
+                if matches!(bound.operand, Operand::Workspace(_)) {
+                    continue;
+                }
                 let written = binding.access == crate::kernels::Access::ReadWrite;
-                match operands.iter_mut().find(|(operand, ..)| *operand == bound.operand) {
-                    _ if matches!(bound.operand, Operand::Workspace(_)) => {}
-                    Some((_, bytes, output)) => {
-                        *bytes = bound.bytes.end.max(*bytes);
-                        *output |= written;
+                // A slice of bits starts at a word, all others at an element.
+                let alignment = if binding.bits < 8 { 4 } else { u64::from(binding.bits / 8) };
+                let bytes = bound.bytes.end;
+                match needs.iter_mut().find(|need| need.operand == bound.operand) {
+                    Some(need) => {
+                        need.bytes = bytes.max(need.bytes);
+                        need.written |= written;
                     }
-                    None => operands.push((bound.operand, bound.bytes.end, written)),
+                    None => needs.push(Need { operand: bound.operand, bytes, written, alignment }),
                 }
             }
         }
-        operands
+        needs
     }
+}
+
+/// What the caller may give for a problem.
+fn operands(problem: &Problem) -> Vec<Operand> {
+    let (q_lens, kv_lens) = match problem.lengths {
+        Lengths::PerSequence { q, kv } => (q, kv),
+        _ => (false, false),
+    };
+    let packed = problem.lengths == Lengths::Packed;
+    let mut known = vec![Operand::Q, Operand::K, Operand::V, Operand::Out];
+    let optional = [
+        (problem.lse, Operand::Lse),
+        (problem.weights, Operand::Weights),
+        (problem.scores.is_some(), Operand::Scores),
+        (problem.boolean_mask.is_some(), Operand::Mask),
+        (problem.bias.is_some(), Operand::Bias),
+        (problem.alibi.is_some(), Operand::AlibiSlopes),
+        (problem.sinks, Operand::Sinks),
+        (problem.mask.diagonal == Diagonal::PerSequence, Operand::DiagOffsets),
+        (q_lens, Operand::QLens),
+        (kv_lens, Operand::KvLens),
+        (packed, Operand::CuSeqlensQ),
+        (packed, Operand::CuSeqlensK),
+        (problem.block_mask, Operand::BlockMask),
+    ];
+    known.extend(optional.iter().filter(|(given, _)| *given).map(|(_, operand)| *operand));
+    known
+}
+
+/// Names of the buffers of a problem's functions.
+fn buffers(problem: &Problem) -> Vec<Arc<str>> {
+    let buffers = problem.function_buffers().expect("validated");
+    buffers.into_iter().map(|(name, _)| name).collect()
 }
 
 /// Kernels, tiles, workgroups, work and scratch, one line a step.
@@ -160,7 +232,7 @@ pub(crate) const REGION_ALIGNMENT: u64 = 256;
 
 /// Steps and scratch under construction.
 pub(crate) struct Planner<'a> {
-    capabilities: &'a Capabilities,
+    pub(crate) capabilities: &'a Capabilities,
     pub(crate) tuning: Tuning,
     steps: Vec<Step>,
     regions: Vec<u64>,
@@ -172,8 +244,8 @@ impl<'a> Planner<'a> {
         Self { capabilities, tuning, steps: Vec::new(), regions: Vec::new() }
     }
 
-    pub(crate) fn finish(self, cost: Cost, known: Vec<Operand>) -> Plan {
-        Plan { steps: self.steps, regions: self.regions, cost, known }
+    pub(crate) fn finish(self, cost: Cost, known: Vec<Operand>, buffers: Vec<Arc<str>>) -> Plan {
+        Plan { steps: self.steps, regions: self.regions, cost, known, buffers }
     }
 
     /// Scratch of a size that may still grow.
@@ -211,6 +283,10 @@ impl<'a> Planner<'a> {
     ) -> Result<(), PlanError> {
         let chosen = kernel(vec4);
         self.capabilities.fit(&chosen)?;
+        let is_new = |step: &Step| step.kernel != chosen;
+        if !chosen.source.callers().is_empty() && self.steps.iter().all(is_new) {
+            chosen.check_callers_text()?;
+        }
         let axis = u64::from(self.capabilities.limits.max_compute_workgroups_per_dimension);
         let available = axis.saturating_mul(axis).min(u32::MAX.into());
         let Ok(count) = u32::try_from(total)

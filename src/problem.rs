@@ -1,110 +1,76 @@
 //! What to compute, independent of any device or buffer.
 
 use crate::error::ProblemError;
+use crate::function::{self, MaskFunction, ScoreFunction};
 use crate::layout::{Layout, Strides};
-use crate::mask::Mask;
+use crate::mask::{Diagonal, Mask};
+use crate::pairs::{Bias, BooleanMask, MaskFormat, Pairs};
+use crate::shape::{DType, MAX_LEN, Shape};
+use std::sync::Arc;
 
-/// Longest sequence that position arithmetic in the shaders is proven for.
-pub(crate) const MAX_LEN: u32 = 1 << 29;
-
-/// Extents of one attention problem.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct Shape {
-    /// Independent sequences.
-    pub batch: u32,
-    /// Query heads.
-    pub heads: u32,
-    /// Key/value heads; divides `heads`. Equal for MHA, fewer for GQA, one for MQA.
-    pub kv_heads: u32,
-    /// Query positions of a sequence.
-    pub q_len: u32,
-    /// Key positions of a sequence.
-    pub kv_len: u32,
-    /// Width of a query and of a key.
-    pub head_dim: u32,
-    /// Width of a value and of an output row.
-    pub v_head_dim: u32,
-}
-
-impl Shape {
-    /// Queries, keys and values from the same `seq_len` positions; one key/value head a query head.
-    pub const fn self_attention(batch: u32, heads: u32, seq_len: u32, head_dim: u32) -> Self {
-        Self::cross_attention(batch, heads, seq_len, seq_len, head_dim)
-    }
-
-    /// `q_len` queries from one sequence, `kv_len` keys and values from another.
-    pub const fn cross_attention(
-        batch: u32,
-        heads: u32,
-        q_len: u32,
-        kv_len: u32,
-        head_dim: u32,
-    ) -> Self {
-        Self { batch, heads, kv_heads: heads, q_len, kv_len, head_dim, v_head_dim: head_dim }
-    }
-
-    /// The same shape with grouped key/value heads.
-    #[must_use]
-    pub const fn with_kv_heads(self, kv_heads: u32) -> Self {
-        Self { kv_heads, ..self }
-    }
-
-    /// The same shape with values of another width.
-    #[must_use]
-    pub const fn with_v_head_dim(self, v_head_dim: u32) -> Self {
-        Self { v_head_dim, ..self }
-    }
-
-    /// Query heads that share one key/value head; 0 of none.
-    pub const fn group_size(&self) -> u32 {
-        match self.heads.checked_div(self.kv_heads) {
-            Some(size) => size,
-            None => 0,
-        }
-    }
-}
-
-/// Storage type of a tensor. Accumulation is always f32.
+/// Where sequences end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum DType {
-    /// 32-bit float.
+pub enum Lengths {
+    /// All of them where the shape says.
     #[default]
-    F32,
-    /// 16-bit float. Not supported yet.
-    F16,
-    /// 16-bit brain float. Not supported yet.
-    BF16,
+    Full,
+    /// Each at a length of its own, in buffers `[batch]` u32. What lies past it may hold anything.
+    PerSequence {
+        /// `q_lens` is given.
+        q: bool,
+        /// `kv_lens` is given.
+        kv: bool,
+    },
+    /// One behind the other without gaps: `cu_seqlens_q` and `cu_seqlens_k`, `[batch + 1]` u32, say where each
+    /// starts, and where the last ends. Strides along the batch are not used.
+    Packed,
 }
 
-impl DType {
-    /// Bytes of one element.
-    pub const fn bytes(self) -> u64 {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-        }
-    }
+/// Slopes of ALiBi.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Slopes {
+    /// `[heads]` f32.
+    PerHead,
+    /// `[batch, heads]` f32.
+    PerSequence,
 }
 
-/// One attention problem: `out = softmax(scale * q k^T + mask) v`, for every sequence and head.
+/// At which stage scores are handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ScoreStage {
+    /// After scaling: for every pair within the lengths.
+    Raw,
+    /// After the soft cap too: for every pair within the lengths.
+    Capped,
+    /// After biases and masks: -inf where a pair is hidden.
+    Biased,
+}
+
+/// One attention problem: `out = softmax(scale * q k^T + bias) v` over visible keys, for every sequence and head.
 ///
-/// Options that say "not supported yet" are accepted here and rejected by planning with
+/// In this order: scale, soft cap, ALiBi, bias, the caller's score function, masks, softmax (with its sink). Options
+/// that say "not supported yet" are accepted here and rejected by planning with
 /// [`PlanError::NotSupported`](crate::PlanError::NotSupported): none is ignored.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Problem {
     /// Extents.
     pub shape: Shape,
-    /// Which keys a query sees.
+    /// The band of keys that a query sees.
     pub mask: Mask,
     /// Factor on `q . k`; `None` is `1 / sqrt(head_dim)`. 0 and negative values are allowed.
     pub scale: Option<f32>,
-    /// `softcap * tanh(score / softcap)` when set. Not supported yet.
+    /// `softcap * tanh(score / softcap)` when set, before every bias and mask; finite and above 0.
     pub softcap: Option<f32>,
-    /// Storage type of q, k, v and out.
+    /// Storage type of q.
     pub dtype: DType,
+    /// Storage type of k and v.
+    pub kv_dtype: DType,
+    /// Storage type of out.
+    pub out_dtype: DType,
     /// Strides of q.
     pub q: Strides,
     /// Strides of k.
@@ -117,16 +83,26 @@ pub struct Problem {
     pub lse: bool,
     /// Also write the attention weights.
     pub weights: bool,
-    /// A boolean mask is given. Not supported yet.
-    pub boolean_mask: bool,
-    /// An additive bias of this type is given. Not supported yet.
-    pub bias: Option<DType>,
-    /// ALiBi slopes are given. Not supported yet.
-    pub alibi: bool,
-    /// Attention sinks are given. Not supported yet.
+    /// Also write the scores.
+    pub scores: Option<ScoreStage>,
+    /// A boolean mask is given.
+    pub boolean_mask: Option<BooleanMask>,
+    /// An additive bias is given.
+    pub bias: Option<Bias>,
+    /// ALiBi slopes are given.
+    pub alibi: Option<Slopes>,
+    /// Attention sinks are given.
     pub sinks: bool,
-    /// Lengths of every sequence are given in buffers. Not supported yet.
-    pub lengths: bool,
+    /// Where sequences end.
+    pub lengths: Lengths,
+    /// The caller's own function of a score.
+    pub score_function: Option<ScoreFunction>,
+    /// The caller's own function that hides pairs.
+    pub mask_function: Option<MaskFunction>,
+    /// A block mask made earlier is given.
+    pub block_mask: bool,
+    /// Results of a sequence do not depend on the batch around it.
+    pub batch_invariant: bool,
     /// Probability to drop a weight. Not supported yet.
     pub dropout: Option<f32>,
 }
@@ -141,20 +117,33 @@ impl Problem {
             scale: None,
             softcap: None,
             dtype: DType::F32,
+            kv_dtype: DType::F32,
+            out_dtype: DType::F32,
             q: contiguous,
             k: contiguous,
             v: contiguous,
             out: contiguous,
             lse: false,
             weights: false,
-            boolean_mask: false,
+            scores: None,
+            boolean_mask: None,
             bias: None,
-            alibi: false,
+            alibi: None,
             sinks: false,
-            lengths: false,
+            lengths: Lengths::Full,
+            score_function: None,
+            mask_function: None,
+            block_mask: false,
+            batch_invariant: false,
             dropout: None,
         }
         .layout(Layout::Bhsd)
+    }
+
+    /// `batch` sequences behind one another, `q_tokens` queries and `kv_tokens` keys in all, as `shape.q_len` and
+    /// `shape.kv_len` say; q, k, v and out are `[tokens, heads, head_dim]`, lse is `[heads, tokens]`.
+    pub fn packed(shape: Shape) -> Self {
+        Self { lengths: Lengths::Packed, ..Self::new(shape) }.layout(Layout::Bshd)
     }
 
     /// Sets which keys a query sees.
@@ -169,7 +158,7 @@ impl Problem {
         Self { scale: Some(scale), ..self }
     }
 
-    /// Sets the soft cap. Not supported yet.
+    /// Sets the soft cap: `softcap * tanh(score / softcap)`, before every bias and mask.
     #[must_use]
     pub fn softcap(self, softcap: f32) -> Self {
         Self { softcap: Some(softcap), ..self }
@@ -178,7 +167,19 @@ impl Problem {
     /// Sets the storage type of q, k, v and out.
     #[must_use]
     pub fn dtype(self, dtype: DType) -> Self {
-        Self { dtype, ..self }
+        Self { dtype, kv_dtype: dtype, out_dtype: dtype, ..self }
+    }
+
+    /// Sets the storage type of k and v.
+    #[must_use]
+    pub fn kv_dtype(self, kv_dtype: DType) -> Self {
+        Self { kv_dtype, ..self }
+    }
+
+    /// Sets the storage type of out.
+    #[must_use]
+    pub fn out_dtype(self, out_dtype: DType) -> Self {
+        Self { out_dtype, ..self }
     }
 
     /// Sets the strides of q, k, v and out to those of a common layout.
@@ -256,34 +257,70 @@ impl Problem {
         Self { weights: true, ..self }
     }
 
-    /// A boolean mask is given. Not supported yet.
+    /// Also write the scores, f32 `[batch, heads, q_len, kv_len]`, -inf where there is none. Only the staged kernels
+    /// have them.
     #[must_use]
-    pub fn with_boolean_mask(self) -> Self {
-        Self { boolean_mask: true, ..self }
+    pub fn with_scores(self, stage: ScoreStage) -> Self {
+        Self { scores: Some(stage), ..self }
     }
 
-    /// An additive bias is given. Not supported yet.
+    /// A boolean mask is given, in which true attends.
     #[must_use]
-    pub fn with_bias(self, dtype: DType) -> Self {
-        Self { bias: Some(dtype), ..self }
+    pub fn with_boolean_mask(self, format: MaskFormat, pairs: Pairs) -> Self {
+        Self { boolean_mask: Some(BooleanMask { pairs, format }), ..self }
     }
 
-    /// ALiBi slopes are given. Not supported yet.
+    /// An additive bias is given, whatever the type of q.
     #[must_use]
-    pub fn with_alibi(self) -> Self {
-        Self { alibi: true, ..self }
+    pub fn with_bias(self, dtype: DType, pairs: Pairs) -> Self {
+        Self { bias: Some(Bias { pairs, dtype }), ..self }
     }
 
-    /// Attention sinks are given. Not supported yet.
+    /// ALiBi slopes are given: `-slope * |i + offset - j|` is added, where the offset is the mask's diagonal. See
+    /// [Train Short, Test Long](https://arxiv.org/abs/2108.12409), and [`alibi_slopes`](crate::alibi_slopes).
+    #[must_use]
+    pub fn with_alibi(self, slopes: Slopes) -> Self {
+        Self { alibi: Some(slopes), ..self }
+    }
+
+    /// Attention sinks are given, f32 `[heads]`: `exp(sink)` joins the sum of every row, and no value with it. A sink
+    /// of -inf is none. See [Efficient Streaming Language Models](https://arxiv.org/abs/2309.17453).
     #[must_use]
     pub fn with_sinks(self) -> Self {
         Self { sinks: true, ..self }
     }
 
-    /// Lengths of every sequence are given in buffers. Not supported yet.
+    /// Lengths of queries, of keys, or of both are given, one a sequence.
     #[must_use]
-    pub fn with_lengths(self) -> Self {
-        Self { lengths: true, ..self }
+    pub fn with_lengths(self, q: bool, kv: bool) -> Self {
+        let lengths = if q || kv { Lengths::PerSequence { q, kv } } else { Lengths::Full };
+        Self { lengths, ..self }
+    }
+
+    /// Changes every score by the caller's own function.
+    #[must_use]
+    pub fn with_score_function(self, function: ScoreFunction) -> Self {
+        Self { score_function: Some(function), ..self }
+    }
+
+    /// Hides pairs by the caller's own function.
+    #[must_use]
+    pub fn with_mask_function(self, function: MaskFunction) -> Self {
+        Self { mask_function: Some(function), ..self }
+    }
+
+    /// A block mask is given, as [`Attention::plan_block_mask`](crate::Attention::plan_block_mask) makes it for this
+    /// problem: tiles are classified once and not at every call.
+    #[must_use]
+    pub fn with_block_mask(self) -> Self {
+        Self { block_mask: true, ..self }
+    }
+
+    /// Kernels, tiles and splits depend on the shape of one sequence only: its results have the same bits in every
+    /// batch.
+    #[must_use]
+    pub fn batch_invariant(self) -> Self {
+        Self { batch_invariant: true, ..self }
     }
 
     /// Drops weights with probability `p`. Not supported yet.
@@ -299,21 +336,36 @@ impl Problem {
         self.scale.unwrap_or_else(default)
     }
 
+    /// The shape that tensors have: packed sequences are one.
+    pub fn tensor_shape(&self) -> Shape {
+        let batch = if self.lengths == Lengths::Packed {
+            self.shape.batch.min(1)
+        } else {
+            self.shape.batch
+        };
+        Shape { batch, ..self.shape }
+    }
+
+    /// Whether any pair within the band may be hidden.
+    pub(crate) fn hides_pairs(&self) -> bool {
+        self.boolean_mask.is_some() || self.bias.is_some() || self.mask_function.is_some()
+    }
+
+    /// Whether what a row sees is known on the device alone.
+    pub(crate) fn has_sequences(&self) -> bool {
+        self.lengths != Lengths::Full || self.mask.diagonal == Diagonal::PerSequence
+    }
+
+    /// Name and element type of the buffers of the caller's functions.
+    pub(crate) fn function_buffers(&self) -> Result<Vec<(Arc<str>, &'static str)>, ProblemError> {
+        let score = self.score_function.iter().map(|function| &function.text);
+        let mask = self.mask_function.iter().map(|function| &function.text);
+        function::buffers(score.chain(mask))
+    }
+
     /// The name of a requested option that is not built yet.
     pub(crate) fn unsupported(&self) -> Option<&'static str> {
-        [
-            (self.softcap.is_some(), "softcap"),
-            (self.dtype == DType::F16, "dtype f16"),
-            (self.dtype == DType::BF16, "dtype bf16"),
-            (self.boolean_mask, "a boolean mask"),
-            (self.bias.is_some(), "bias"),
-            (self.alibi, "alibi"),
-            (self.sinks, "sinks"),
-            (self.lengths, "lengths"),
-            (self.dropout.is_some(), "dropout"),
-        ]
-        .into_iter()
-        .find_map(|(asked, name)| asked.then_some(name))
+        self.dropout.map(|_| "dropout")
     }
 
     /// Checks everything that can be checked without a device.
@@ -354,15 +406,33 @@ impl Problem {
         if let Some(p) = self.dropout.filter(|p| !(0.0..1.0).contains(p)) {
             return Err(ProblemError::Dropout { p });
         }
-        for (tensor, strides, heads, len, dim) in [
-            ("q", self.q, s.heads, s.q_len, s.head_dim),
-            ("k", self.k, s.kv_heads, s.kv_len, s.head_dim),
-            ("v", self.v, s.kv_heads, s.kv_len, s.v_head_dim),
-            ("out", self.out, s.heads, s.q_len, s.v_head_dim),
+        for (what, given) in
+            [("a boolean mask", self.boolean_mask.is_some()), ("bias", self.bias.is_some())]
+        {
+            if given && self.lengths == Lengths::Packed {
+                return Err(ProblemError::PackedPairs { what });
+            }
+        }
+        if let Some(mask) = self.boolean_mask {
+            mask.pairs.validate("mask", &s)?;
+        }
+        if let Some(bias) = self.bias {
+            bias.pairs.validate("bias", &s)?;
+        }
+        if self.block_mask && !self.hides_pairs() {
+            return Err(ProblemError::NothingHidden);
+        }
+        self.function_buffers()?;
+        let s = self.tensor_shape();
+        for (tensor, strides, heads, len, dim, dtype) in [
+            ("q", self.q, s.heads, s.q_len, s.head_dim, self.dtype),
+            ("k", self.k, s.kv_heads, s.kv_len, s.head_dim, self.kv_dtype),
+            ("v", self.v, s.kv_heads, s.kv_len, s.v_head_dim, self.kv_dtype),
+            ("out", self.out, s.heads, s.q_len, s.v_head_dim, self.out_dtype),
         ] {
             let bytes = strides
                 .extent(s.batch, heads, len, dim)
-                .and_then(|elements| elements.checked_mul(self.dtype.bytes()));
+                .and_then(|elements| elements.checked_mul(dtype.bytes()));
             if bytes.is_none_or(|bytes| bytes > i64::MAX.unsigned_abs()) {
                 return Err(ProblemError::Unaddressable { tensor });
             }

@@ -1,7 +1,9 @@
 //! The definition, in f64, one query row at a time: textbook two passes, no tiling, no cleverness.
 
+use crate::inputs::{Inputs, PairValue};
 use crate::layout::Strides;
-use crate::problem::Problem;
+use crate::problem::{Problem, ScoreStage};
+use crate::sequence::Sequence;
 
 /// Result of one query row.
 #[derive(Clone, Debug, PartialEq)]
@@ -9,10 +11,12 @@ use crate::problem::Problem;
 pub struct Row {
     /// `[v_head_dim]`.
     pub out: Vec<f64>,
-    /// Natural log of the sum of exponentials; `-inf` where no key is visible.
+    /// Natural log of the sum of exponentials, the sink's among them; `-inf` of none.
     pub lse: f64,
     /// `[kv_len]`, exactly 0 where a key is not visible.
     pub weights: Vec<f64>,
+    /// `[kv_len]`, of the stage that the problem asks for; empty if of none. `-inf` where there is no score.
+    pub scores: Vec<f64>,
 }
 
 /// Result of a whole problem.
@@ -25,68 +29,107 @@ pub struct Forward {
     pub lse: Vec<f64>,
     /// `[batch, heads, q_len, kv_len]`.
     pub weights: Vec<f64>,
+    /// `[batch, heads, q_len, kv_len]`, where the problem asks for scores.
+    pub scores: Vec<f64>,
 }
 
-/// Attention of query `q_pos` of `head` in sequence `batch`.
+/// Attention of query row `row` of `head` in `batch`, as tensors count them: packed sequences are one batch entry.
 ///
 /// # Panics
 /// If a slice is shorter than the problem's strides reach.
-pub fn row(
-    problem: &Problem,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    (batch, head, q_pos): (u32, u32, u32),
-) -> Row {
+pub fn row(problem: &Problem, inputs: &Inputs<'_>, (batch, head, row): (u32, u32, u32)) -> Row {
     let s = problem.shape;
+    let mut result = Row {
+        out: vec![0.0; s.v_head_dim as usize],
+        lse: f64::NEG_INFINITY,
+        weights: vec![0.0; s.kv_len as usize],
+        scores: vec![f64::NEG_INFINITY; problem.scores.map_or(0, |_| s.kv_len as usize)],
+    };
+    let Some(place) = Sequence::place(problem, inputs, batch, row) else { return result };
     let kv_head = head / s.group_size();
-    let query = line(q, problem.q, (batch, head, q_pos), s.head_dim);
-    let visible = problem.mask.kv_range(&s, q_pos);
-    let scores: Vec<f64> = visible
-        .clone()
-        .map(|j| {
-            let key = line(k, problem.k, (batch, kv_head, j), s.head_dim);
-            let dot: f64 = query.iter().zip(key).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-            dot * f64::from(problem.effective_scale())
-        })
-        .collect();
+    let query = line(inputs.q, problem.q, (batch, head, row), s.head_dim);
+    let pair = PairValue { problem, inputs };
+    let visible = place.visible(problem);
+    let mut scores: Vec<(u32, f64)> = Vec::new();
+    for j in place.within() {
+        if problem.scores.is_none() && !visible.contains(&j) {
+            continue;
+        }
+        let key = line(inputs.k, problem.k, (batch, kv_head, j), s.head_dim);
+        let dot: f64 = query.iter().zip(key).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+        let raw = dot * f64::from(problem.effective_scale());
+        let capped = pair.capped(raw);
+        let biased = pair.biased(capped, &place, head, j).filter(|_| visible.contains(&j));
+        scores.extend(biased.map(|score| (j, score)));
+        let wanted = problem.scores.and_then(|stage| match stage {
+            ScoreStage::Raw => Some(raw),
+            ScoreStage::Capped => Some(capped),
+            ScoreStage::Biased => biased,
+        });
+        if let Some(score) = wanted {
+            result.scores[j as usize] = score;
+        }
+    }
 
-    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = scores.iter().map(|x| (x - max).exp()).sum();
-    let mut out = vec![0.0; s.v_head_dim as usize];
-    let mut weights = vec![0.0; s.kv_len as usize];
-    for (j, x) in visible.zip(&scores) {
+    let sink = if problem.sinks { inputs.sinks[head as usize].into() } else { f64::NEG_INFINITY };
+    let max = scores.iter().map(|(_, x)| *x).fold(sink, f64::max);
+    if max == f64::NEG_INFINITY {
+        return result;
+    }
+    let sum = scores.iter().map(|(_, x)| (x - max).exp()).sum::<f64>() + (sink - max).exp();
+    for (j, x) in scores {
         let p = (x - max).exp() / sum;
-        weights[j as usize] = p;
-        let value = line(v, problem.v, (batch, kv_head, j), s.v_head_dim);
-        for (o, value) in out.iter_mut().zip(value) {
+        result.weights[j as usize] = p;
+        let value = line(inputs.v, problem.v, (batch, kv_head, j), s.v_head_dim);
+        for (o, value) in result.out.iter_mut().zip(value) {
             *o += p * f64::from(*value);
         }
     }
-    let lse = if scores.is_empty() { f64::NEG_INFINITY } else { max + sum.ln() };
-    Row { out, lse, weights }
+    result.lse = max + sum.ln();
+    result
+}
+
+/// Which keys the query row sees, `[kv_len]`; places as in [`row`].
+///
+/// # Panics
+/// If a slice is shorter than the problem says.
+pub fn visible(
+    problem: &Problem,
+    inputs: &Inputs<'_>,
+    (batch, head, row): (u32, u32, u32),
+) -> Vec<bool> {
+    let mut shown = vec![false; problem.shape.kv_len as usize];
+    if let Some(place) = Sequence::place(problem, inputs, batch, row) {
+        let pair = PairValue { problem, inputs };
+        for j in place.visible(problem) {
+            shown[j as usize] = pair.biased(0.0, &place, head, j).is_some();
+        }
+    }
+    shown
 }
 
 /// Attention of every row.
 ///
 /// # Panics
 /// If a slice is shorter than the problem's strides reach.
-pub fn forward(problem: &Problem, q: &[f32], k: &[f32], v: &[f32]) -> Forward {
-    let s = problem.shape;
+pub fn forward(problem: &Problem, inputs: &Inputs<'_>) -> Forward {
+    let s = problem.tensor_shape();
     let extent = problem.out.extent(s.batch, s.heads, s.q_len, s.v_head_dim);
     let mut all = Forward {
         out: vec![0.0; extent.and_then(|n| usize::try_from(n).ok()).expect("fits in memory")],
         lse: Vec::new(),
         weights: Vec::new(),
+        scores: Vec::new(),
     };
     for batch in 0..s.batch {
         for head in 0..s.heads {
-            for q_pos in 0..s.q_len {
-                let row = row(problem, q, k, v, (batch, head, q_pos));
-                let first = start(problem.out, (batch, head, q_pos));
+            for i in 0..s.q_len {
+                let row = row(problem, inputs, (batch, head, i));
+                let first = start(problem.out, (batch, head, i));
                 all.out[first..][..row.out.len()].copy_from_slice(&row.out);
                 all.lse.push(row.lse);
                 all.weights.extend(row.weights);
+                all.scores.extend(row.scores);
             }
         }
     }

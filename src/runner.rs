@@ -4,7 +4,8 @@ use crate::attention::Attention;
 use crate::device::DeviceClass;
 use crate::error::Error;
 use crate::gpu::Gpu;
-use crate::host::{Inputs, LayerInputs, Outputs, Transfer};
+use crate::host::{LayerInputs, Outputs, Transfer};
+use crate::inputs::Inputs;
 use crate::layer::SelfAttention;
 use crate::pipeline::Checks;
 use crate::plan::Algorithm;
@@ -21,7 +22,7 @@ pub struct RunnerOptions {
     pub adapter: Option<String>,
     /// Fail where there is no adapter: never take the CPU path.
     pub gpu_only: bool,
-    /// Ask for WebGPU's default limits, not all that the adapter has.
+    /// Ask for WebGPU's default limits and no features, not for all that the adapter has.
     pub default_limits: bool,
     /// Whether wgpu adds its own checks to the shaders.
     pub checks: Checks,
@@ -111,10 +112,14 @@ impl Runner {
     /// [`Error::NoDevice`] when the adapter gives none.
     pub async fn on_adapter(adapter: wgpu::Adapter, options: RunnerOptions) -> Result<Self, Error> {
         let limits = adapter.limits();
-        let timestamps = wgpu::Features::TIMESTAMP_QUERY;
+        let wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("attention runner"),
-            required_features: adapter.features() & timestamps,
+            required_features: if options.default_limits {
+                wgpu::Features::empty()
+            } else {
+                adapter.features() & wanted
+            },
             required_limits: if options.default_limits {
                 wgpu::Limits::default().or_worse_values_from(&limits)
             } else {
@@ -198,7 +203,7 @@ impl Runner {
                 gpu.run(&plan, &transfer)
             }
             #[cfg(feature = "cpu")]
-            Backend::Cpu => crate::cpu::run(problem, algorithm, &transfer),
+            Backend::Cpu => crate::cpu::run(problem, algorithm, inputs, &transfer),
         }
     }
 
@@ -219,7 +224,7 @@ impl Runner {
                 gpu.run_async(&plan, &transfer).await
             }
             #[cfg(feature = "cpu")]
-            Backend::Cpu => crate::cpu::run(problem, algorithm, &transfer),
+            Backend::Cpu => crate::cpu::run(problem, algorithm, inputs, &transfer),
         }
     }
 

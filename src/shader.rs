@@ -33,8 +33,13 @@ pub(crate) use file;
 /// WGSL under construction.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Source {
+    /// `enable` lines, which come first.
+    enables: String,
     prelude: String,
     files: Vec<File>,
+    /// Names of the files that are a caller's.
+    callers: Vec<Cow<'static, str>>,
+    checked: bool,
 }
 
 impl Source {
@@ -47,6 +52,47 @@ impl Source {
     /// `const name: bool = value;`
     pub(crate) fn flag(mut self, name: &str, value: bool) -> Self {
         let _ = writeln!(self.prelude, "const {name}: bool = {value};");
+        self
+    }
+
+    /// `alias name = ty;`; `f16` is enabled where it is used.
+    pub(crate) fn alias(mut self, name: &str, ty: &str) -> Self {
+        let _ = writeln!(self.prelude, "alias {name} = {ty};");
+        self
+    }
+
+    /// Enables f16.
+    pub(crate) fn with_f16(mut self, used: bool) -> Self {
+        if used && self.enables.is_empty() {
+            self.enables.push_str("enable f16;\n");
+        }
+        self
+    }
+
+    /// Appends a caller's file.
+    pub(crate) fn callers_file(mut self, file: File) -> Self {
+        self.callers.push(file.path.clone());
+        self.file(file)
+    }
+
+    /// Keeps wgpu's run-time checks.
+    pub(crate) fn checked(self) -> Self {
+        Self { checked: true, ..self }
+    }
+
+    /// Whether wgpu's run-time checks are kept.
+    pub(crate) fn is_checked(&self) -> bool {
+        self.checked
+    }
+
+    /// Names of the files that are a caller's.
+    pub(crate) fn callers(&self) -> &[Cow<'static, str>] {
+        &self.callers
+    }
+
+    /// Appends files.
+    pub(crate) fn files(mut self, files: impl IntoIterator<Item = File>) -> Self {
+        self.files.extend(files);
         self
     }
 
@@ -66,7 +112,9 @@ impl Source {
         let files = self.files.iter().filter_map(|file| {
             let (folder, name) = file.path.split_once('/')?;
             let name = name.trim_end_matches(".wgsl");
-            let chosen = !matches!(folder, "kernels") && !matches!(name, "attention");
+            let chosen = !matches!(folder, "kernels")
+                && !matches!(name, "attention" | "pair" | "record" | "none")
+                && !name.starts_with("no_");
             chosen.then(|| name.to_owned())
         });
         let mut parts: Vec<_> = constants.chain(files).collect();
@@ -76,7 +124,7 @@ impl Source {
 
     /// The whole text, with `declarations` between the constants and the files.
     pub(crate) fn text(&self, declarations: &str) -> String {
-        let mut text = format!("{}{declarations}", self.prelude);
+        let mut text = format!("{}{}{declarations}", self.enables, self.prelude);
         for file in &self.files {
             text.push_str(&file.text);
             if !file.text.ends_with('\n') {
@@ -88,7 +136,8 @@ impl Source {
 
     /// Which file and line a 1-based line of the whole text came from.
     pub(crate) fn locate(&self, declarations: &str, line: usize) -> (&str, usize) {
-        let mut first = self.prelude.lines().count() + declarations.lines().count();
+        let head = [&self.enables, &self.prelude, declarations];
+        let mut first: usize = head.iter().map(|text| text.lines().count()).sum();
         if line <= first {
             return ("(prelude)", line);
         }

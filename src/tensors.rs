@@ -2,6 +2,7 @@
 
 use crate::error::BindError;
 use crate::plan::Plan;
+use std::borrow::Cow;
 use wgpu::{BufferSlice, BufferUsages};
 
 /// A buffer that a plan binds, by its name in the formulas.
@@ -20,6 +21,30 @@ pub enum Operand {
     Lse,
     /// Attention weights.
     Weights,
+    /// Scores.
+    Scores,
+    /// Boolean mask.
+    Mask,
+    /// Additive bias.
+    Bias,
+    /// Slopes of ALiBi.
+    AlibiSlopes,
+    /// Attention sinks.
+    Sinks,
+    /// Offsets of the diagonals.
+    DiagOffsets,
+    /// Lengths of queries.
+    QLens,
+    /// Lengths of keys.
+    KvLens,
+    /// Where packed sequences of queries start.
+    CuSeqlensQ,
+    /// Where packed sequences of keys start.
+    CuSeqlensK,
+    /// Classes of tiles, made earlier.
+    BlockMask,
+    /// A buffer of the caller's functions, by index.
+    Buffer(usize),
     /// Input vectors of a layer.
     X,
     /// Input vectors that a layer's keys and values come from, where they are not `X`.
@@ -58,6 +83,18 @@ impl Operand {
             Self::Out => "out",
             Self::Lse => "lse",
             Self::Weights => "weights",
+            Self::Scores => "scores",
+            Self::Mask => "mask",
+            Self::Bias => "bias",
+            Self::AlibiSlopes => "alibi_slopes",
+            Self::Sinks => "sinks",
+            Self::DiagOffsets => "diag_offsets",
+            Self::QLens => "q_lens",
+            Self::KvLens => "kv_lens",
+            Self::CuSeqlensQ => "cu_seqlens_q",
+            Self::CuSeqlensK => "cu_seqlens_k",
+            Self::BlockMask => "block_mask",
+            Self::Buffer(_) => "buffer",
             Self::X => "x",
             Self::Context => "context",
             Self::WQ => "w_q",
@@ -83,6 +120,8 @@ impl Operand {
 #[derive(Clone, Debug, Default)]
 pub struct Tensors<'a> {
     slices: Vec<(Operand, BufferSlice<'a>)>,
+    /// Buffers of the caller's functions.
+    named: Vec<(&'a str, BufferSlice<'a>)>,
     workspace: Option<BufferSlice<'a>>,
 }
 
@@ -119,6 +158,29 @@ impl<'a> Tensors<'a> {
         lse: Lse,
         /// `[batch, heads, q_len, kv_len]` f32, overwritten. Needed when the problem has `weights`.
         weights: Weights,
+        /// `[batch, heads, q_len, kv_len]` f32, overwritten. Needed when the problem has `scores`.
+        scores: Scores,
+        /// As the problem's boolean mask says: bytes, or bits of 32-bit words; a slice of bits starts at a word.
+        mask: Mask,
+        /// As the problem's bias says.
+        bias: Bias,
+        /// `[heads]` or `[batch, heads]` f32.
+        alibi_slopes: AlibiSlopes,
+        /// `[heads]` f32.
+        sinks: Sinks,
+        /// `[batch]` i32: query `i` stands at key `i + offset`.
+        diag_offsets: DiagOffsets,
+        /// `[batch]` u32. One past `q_len` counts as `q_len`.
+        q_lens: QLens,
+        /// `[batch]` u32. One past `kv_len` counts as `kv_len`.
+        kv_lens: KvLens,
+        /// `[batch + 1]` u32: starts at 0, never falls, ends at `q_len`. Nothing is read or written out of bounds
+        /// where it does not, but results are not specified.
+        cu_seqlens_q: CuSeqlensQ,
+        /// `[batch + 1]` u32: starts at 0, never falls, ends at `kv_len`; else as `cu_seqlens_q`.
+        cu_seqlens_k: CuSeqlensK,
+        /// What [`Attention::plan_block_mask`](crate::Attention::plan_block_mask) makes, as its input or its output.
+        block_mask: BlockMask,
         /// `[batch, q_len, model_dim]`.
         x: X,
         /// `[batch, kv_len, context_dim]`. Needed by cross-attention layers.
@@ -145,6 +207,15 @@ impl<'a> Tensors<'a> {
         b_o: BO,
     }
 
+    /// A buffer that a function of the caller's declares; the slice starts at a multiple of the device's
+    /// `min_storage_buffer_offset_alignment`.
+    #[must_use]
+    pub fn buffer(mut self, name: &'a str, slice: BufferSlice<'a>) -> Self {
+        self.named.retain(|(other, _)| *other != name);
+        self.named.push((name, slice));
+        self
+    }
+
     /// Scratch of [`Plan::workspace_bytes`]; without it `bind` creates its own. One at a time may use it.
     #[must_use]
     pub fn workspace(self, slice: BufferSlice<'a>) -> Self {
@@ -158,8 +229,12 @@ impl<'a> Tensors<'a> {
         self
     }
 
-    /// The slice given as `operand`.
-    pub(crate) fn get(&self, operand: Operand) -> Option<BufferSlice<'a>> {
+    /// The slice given as `operand` of `plan`.
+    pub(crate) fn get(&self, plan: &Plan, operand: Operand) -> Option<BufferSlice<'a>> {
+        if let Operand::Buffer(index) = operand {
+            let name = plan.buffer_name(index);
+            return self.named.iter().find(|(other, _)| *other == name).map(|(_, slice)| *slice);
+        }
         self.slices.iter().find(|(other, _)| *other == operand).map(|(_, slice)| *slice)
     }
 
@@ -169,60 +244,106 @@ impl<'a> Tensors<'a> {
     }
 
     /// Checks everything that `plan` asks of the slices.
-    pub(crate) fn check(&self, plan: &Plan) -> Result<(), BindError> {
+    pub(crate) fn check(&self, plan: &Plan, limits: &wgpu::Limits) -> Result<(), BindError> {
         let mut used = Vec::new();
-        for (operand, required, written) in plan.operands() {
-            let tensor = operand.name();
-            let slice = self.get(operand).ok_or(BindError::Missing { tensor })?;
-            used.push(Used { tensor, slice, required, written }.checked()?);
+        for need in plan.operands() {
+            let tensor = match need.operand {
+                Operand::Buffer(index) => Cow::Owned(plan.buffer_name(index).to_owned()),
+                operand => Cow::Borrowed(operand.name()),
+            };
+            let Some(slice) = self.get(plan, need.operand) else {
+                return Err(BindError::Missing { tensor });
+            };
+            let (required, written) = (need.bytes, need.written);
+            let alignment = match need.operand {
+                Operand::Buffer(_) => limits.min_storage_buffer_offset_alignment.into(),
+                _ => need.alignment,
+            };
+            let operand = Used { tensor, slice, required, written };
+            let operand = operand.checked(alignment)?;
+            if matches!(need.operand, Operand::Buffer(_)) {
+                operand.check_binding(limits)?;
+            }
+            used.push(operand);
         }
         let workspace = plan.workspace_bytes();
         match self.workspace {
             Some(slice) if workspace > 0 => {
-                let all = Used { tensor: "workspace", slice, required: workspace, written: true };
-                used.push(all.checked()?);
+                let tensor = Cow::Borrowed("workspace");
+                let all = Used { tensor, slice, required: workspace, written: true };
+                used.push(all.checked(4)?);
             }
             _ => {}
         }
         for (i, output) in used.iter().enumerate().filter(|(_, operand)| operand.written) {
-            for (j, other) in used.iter().enumerate() {
-                if i != j && output.overlaps(other) {
-                    return Err(BindError::Overlap { output: output.tensor, other: other.tensor });
-                }
+            let mut others = used.iter().enumerate().filter(|(j, _)| *j != i);
+            if let Some((_, other)) = others.find(|(_, other)| output.overlaps(other)) {
+                let (output, other) = (output.tensor.clone(), other.tensor.clone());
+                return Err(BindError::Overlap { output, other });
             }
         }
-        // An operand without elements is welcome; one that no kernel of this plan reads is a mistake.
-        for (operand, _) in &self.slices {
-            if !plan.knows(*operand) {
-                return Err(BindError::Unused { tensor: operand.name() });
-            }
+        let unused = |tensor: &str| BindError::Unused { tensor: Cow::Owned(tensor.to_owned()) };
+        match self.slices.iter().find(|(operand, _)| !plan.knows(*operand)) {
+            Some((operand, _)) => return Err(unused(operand.name())),
+            None => {}
         }
-        Ok(())
+        match self.named.iter().find(|(name, _)| !plan.knows_buffer(name)) {
+            Some((name, _)) => Err(unused(name)),
+            None => Ok(()),
+        }
     }
+}
+
+/// What a plan needs of an operand.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Need {
+    pub(crate) operand: Operand,
+    /// Bytes of it.
+    pub(crate) bytes: u64,
+    pub(crate) written: bool,
+    /// What a slice starts at a multiple of, in bytes.
+    pub(crate) alignment: u64,
 }
 
 /// A slice and what a plan does with it.
 struct Used<'a> {
-    tensor: &'static str,
+    tensor: Cow<'static, str>,
     slice: BufferSlice<'a>,
     required: u64,
     written: bool,
 }
 
 impl Used<'_> {
-    fn checked(self) -> Result<Self, BindError> {
-        let Self { tensor, slice, required, .. } = self;
+    fn checked(self, alignment: u64) -> Result<Self, BindError> {
+        let Self { tensor, slice, required, .. } = &self;
+        let (tensor, required) = (tensor.clone(), *required);
         if slice.size() < required {
             return Err(BindError::TooSmall { tensor, required, actual: slice.size() });
+        }
+        // Bindings end at whole words.
+        let end = slice.offset() + required;
+        let (end, size) = (end.next_multiple_of(4), slice.buffer().size());
+        if end > size {
+            let required = end - slice.offset();
+            return Err(BindError::TooSmall { tensor, required, actual: size - slice.offset() });
         }
         if !slice.buffer().usage().contains(BufferUsages::STORAGE) {
             return Err(BindError::MissingUsage { tensor, missing: BufferUsages::STORAGE });
         }
-        let alignment = crate::blocks::ELEMENT_BYTES;
         if !slice.offset().is_multiple_of(alignment) {
             return Err(BindError::Misaligned { tensor, offset: slice.offset(), alignment });
         }
         Ok(self)
+    }
+
+    /// That the whole slice may be one binding.
+    fn check_binding(&self, limits: &wgpu::Limits) -> Result<(), BindError> {
+        let (required, available) = (self.slice.size(), limits.max_storage_buffer_binding_size);
+        if required > available {
+            let tensor = self.tensor.clone();
+            return Err(BindError::BindingTooLarge { tensor, required, available });
+        }
+        Ok(())
     }
 
     fn overlaps(&self, other: &Self) -> bool {

@@ -1,7 +1,7 @@
 //! Tiles by device class: data, each row with its reason.
 
 use crate::device::DeviceClass;
-use crate::kernels::{FlashLane, FlashTile, Kernel, Product};
+use crate::kernels::{Features, FlashLane, FlashTile, Kernel, Product};
 
 /// Which fused kernel, and its tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,36 +64,37 @@ impl Tuning {
         (block_q, v_head_dim.div_ceil(v_columns).into())
     }
 
+    /// Rows and keys of the tiles that are skipped whole in the fused kernel for these sizes.
+    pub(crate) fn class_tile(&self, head_dim: u32, v_head_dim: u32) -> (u32, u32) {
+        let (block_q, _) = self.flash_block(head_dim, v_head_dim);
+        match self.flash {
+            Flash::Lane { widest, .. } if head_dim.max(v_head_dim) <= widest => {
+                (block_q, FlashLane::BLOCK_KV)
+            }
+            _ => (block_q, FlashTile::BLOCK_KV),
+        }
+    }
+
     /// The fused kernel for these sizes.
     pub(crate) fn flash_kernel(
         &self,
+        features: &Features,
         head_dim: u32,
         v_head_dim: u32,
-        banded: bool,
-        lse: bool,
         vec4: bool,
     ) -> Kernel {
         match self.flash {
             Flash::Lane { block_q, widest } if head_dim.max(v_head_dim) <= widest => {
-                FlashLane { head_dim, v_head_dim, block_q, banded, lse, vec4 }.into()
+                FlashLane { features, head_dim, v_head_dim, block_q, vec4 }.into()
             }
             Flash::Lane { .. } => {
                 let tile = Self { flash: WIDE_TILE, ..*self };
-                tile.flash_kernel(head_dim, v_head_dim, banded, lse, vec4)
+                tile.flash_kernel(features, head_dim, v_head_dim, vec4)
             }
             Flash::Tile { block_q, v_columns } => {
                 let q_resident = head_dim <= 32;
-                FlashTile {
-                    head_dim,
-                    v_head_dim,
-                    block_q,
-                    v_columns,
-                    q_resident,
-                    banded,
-                    lse,
-                    vec4,
-                }
-                .into()
+                FlashTile { features, head_dim, v_head_dim, block_q, v_columns, q_resident, vec4 }
+                    .into()
             }
         }
     }

@@ -85,7 +85,7 @@ impl Outputs {
         without_gaps(problem, &mut out, what);
         let lse = problem.lse.then(|| self.lse.read(what));
         let weights = problem.weights.then(|| self.weights.read(what));
-        Got { out, lse, weights }
+        Got { out, lse, weights, scores: None }
     }
 }
 
@@ -176,7 +176,7 @@ fn gaps_between_rows_stay_as_they_are() {
         ("one word apart", strides(4 * 37 * 33 + 7, 37 * 33 + 2, 33)),
         ("heads side by side", strides(40 * 135, 33, 135)),
     ] {
-        let case = Case::new(name, problem.out_strides(out)).sharp(8.0);
+        let case = Case::new(name, problem.clone().out_strides(out)).sharp(8.0);
         is_right_at(&case, &case.tensors(0), &Answer::of(&case), [0, 0, 0, 3, 0, 0]);
     }
 }
@@ -213,7 +213,7 @@ fn all_tensors_may_lie_in_one_buffer() {
                 assert!(output || was == is, "{what}: word {i} was written");
             }
             let (out, lse) = (after[out_at.clone()].to_vec(), after[lse_at.clone()].to_vec());
-            let got = Got { out, lse: Some(lse), weights: None };
+            let got = Got { out, lse: Some(lse), weights: None, scores: None };
             answer.check(&got).unwrap_or_else(|error| panic!("{what}: {error}"));
         }
     }
@@ -229,7 +229,8 @@ fn packed_q_k_v_are_read_where_they_are() {
     let packed: Vec<f32> = (0..words).map(|_| random.unit() * 3.0).collect();
     let [q, k, v] = [0, k_first, v_first].map(|first| packed[first..].to_vec());
     let all: Vec<_> = rows(&shape).collect();
-    let answer = Answer::for_rows("packed".to_owned(), &problem, &Data { q, k, v }, &all);
+    let answer =
+        Answer::for_rows("packed".to_owned(), &problem, &Data { q, k, v, ..Data::default() }, &all);
     for first in [0, 1] {
         let buffer = Placed::input(first, &packed);
         let end = (first + words) as u64 * 4;
@@ -252,7 +253,7 @@ fn an_axis_of_zero_needs_no_buffer() {
         Problem::new(Shape::cross_attention(batch, 4, q_len, 53, 32).with_kv_heads(2)).with_lse()
     };
     let empty = [problem(2, 0), problem(0, 37)];
-    for problem in empty.into_iter().chain(empty.map(|problem| problem.with_weights())) {
+    for problem in empty.clone().into_iter().chain(empty.map(|problem| problem.with_weights())) {
         for (attention, algorithm) in each(problem.weights) {
             let plan = attention.plan_with(&problem, algorithm).expect("a plan");
             assert_eq!((plan.kernels().count(), plan.workspace_bytes()), (0, 0), "{plan}");
@@ -266,8 +267,9 @@ fn without_keys_zeros_and_minus_infinity_are_written() {
     let shape = Shape::cross_attention(2, 4, 37, 0, 32).with_kv_heads(2);
     let gapped = Strides { batch: 4 * 37 * 33 + 7, head: 37 * 33 + 2, row: 33 };
     let problem = Problem::new(shape).with_lse();
-    for problem in [problem, problem.out_strides(gapped), problem.mask(Mask::CAUSAL).with_weights()]
-    {
+    let strided = problem.clone().out_strides(gapped);
+    let causal = problem.clone().mask(Mask::CAUSAL).with_weights();
+    for problem in [problem, strided, causal] {
         for (attention, algorithm) in each(problem.weights) {
             let outputs = Outputs::new([3, 1, 0], &problem);
             let tensors = Tensors::default().out(outputs.out.slice()).lse(outputs.lse.slice());

@@ -11,7 +11,7 @@ use support::catalogue::catalogue;
 use support::judge::{self, Answer};
 use support::real;
 use support::target::Target;
-use wgpu_attention::{DeviceClass, Mask, Problem, Shape, reference};
+use wgpu_attention::{DeviceClass, Inputs, Mask, Problem, Shape, reference};
 
 /// Cases and their answers, which all targets share; an answer is made by the first that needs it.
 static CASES: LazyLock<Vec<(Case, OnceLock<Answer>)>> =
@@ -80,9 +80,9 @@ fn calls_inside_trained_models_give_the_stored_answers() {
 #[test]
 fn the_definition_gives_the_stored_answers() {
     for call in real::calls() {
-        let (problem, Tensors { q, k, v }) = (&call.case.problem, &call.tensors);
+        let (problem, Tensors { q, k, v, .. }) = (&call.case.problem, &call.tensors);
         for at in judge::sampled(&problem.shape, 300) {
-            let row = reference::row(problem, q, k, v, at);
+            let row = reference::row(problem, &Inputs::new(q, k, v), at);
             let stored = &call.out[start(problem.out, at)..][..row.out.len()];
             for (want, stored) in row.out.iter().zip(stored) {
                 let rounding = f64::from(f32::EPSILON) * want.abs().max(1.0);
@@ -100,7 +100,7 @@ fn a_nan_stays_in_the_rows_that_see_it() {
     for (mask, name) in [(Mask::window(17), "window"), (Mask::CAUSAL, "causal")] {
         let case = Case::new(name, Problem::new(shape).mask(mask).with_lse()).sharp(8.0);
         let (problem, clean) = (&case.problem, case.tensors(0));
-        let sees = |at: &At| mask.kv_range(&shape, at.2).contains(&20);
+        let sees = |at: &At| mask.kv_range(shape.kv_len, 0, at.2).contains(&20);
         let (affected, spared): (Vec<At>, Vec<At>) = rows(&shape).partition(sees);
         let answer = Answer::for_rows(case.to_string(), problem, &clean, &spared);
         let mut dirty = clean.clone();

@@ -7,14 +7,14 @@ mod support;
 use support::case::{Case, Tensors, rows, start};
 use support::emulation::{self, Got};
 use support::judge::Answer;
-use wgpu_attention::{Diagonal, Mask, Problem, Shape, reference};
+use wgpu_attention::{Diagonal, Inputs, Mask, Problem, Shape, reference};
 
 /// Flat and sharp: a wrong kernel must be caught in both.
 const SHARPNESS: [f32; 3] = [1.0, 8.0, 30.0];
 
 fn cases(problem: Problem) -> impl Iterator<Item = (Case, Answer)> {
     SHARPNESS.into_iter().map(move |sharpness| {
-        let case = Case::new("control", problem.with_lse().with_weights()).sharp(sharpness);
+        let case = Case::new("control", problem.clone().with_lse().with_weights()).sharp(sharpness);
         let answer = Answer::of(&case);
         (case, answer)
     })
@@ -45,7 +45,7 @@ fn catches(problem: Problem, wrong: impl Fn(&Case, &Tensors) -> Got) {
 /// Finite inputs everywhere, so that a wrong mask is caught by its numbers and not by the poison.
 fn healed(tensors: &Tensors) -> Tensors {
     let heal = |data: &[f32]| data.iter().map(|x| if x.is_nan() { 0.1 } else { *x }).collect();
-    Tensors { q: heal(&tensors.q), k: heal(&tensors.k), v: heal(&tensors.v) }
+    Tensors { q: heal(&tensors.q), k: heal(&tensors.k), v: heal(&tensors.v), ..tensors.clone() }
 }
 
 /// What a kernel gives that takes `problem` for the case's own.
@@ -77,7 +77,7 @@ fn the_other_diagonal_is_caught() {
         let shape = Shape::cross_attention(1, 2, q_len, kv_len, 32);
         let problem = |diagonal| Problem::new(shape).mask(Mask::CAUSAL.along(diagonal));
         let (top, bottom) = (problem(Diagonal::TopLeft), problem(Diagonal::BottomRight));
-        catches(bottom, mistaken(top));
+        catches(bottom.clone(), mistaken(top.clone()));
         catches(top, mistaken(bottom));
     }
 }
@@ -85,7 +85,7 @@ fn the_other_diagonal_is_caught() {
 #[test]
 fn a_dropped_key_is_caught() {
     let problem = masked(Mask::FULL);
-    let mut shorter = problem.with_lse();
+    let mut shorter = problem.clone().with_lse();
     shorter.shape.kv_len -= 1;
     catches(problem, |case, tensors| {
         let s = case.problem.shape;
@@ -107,7 +107,12 @@ fn heads_grouped_by_modulo_are_caught() {
             let head = |h: u32| &data[(h % s.kv_heads) as usize * head_len..][..head_len];
             (0..s.heads).flat_map(|h| head(h).iter().copied()).collect()
         };
-        let spread = Tensors { q: tensors.q.clone(), k: spread(&tensors.k), v: spread(&tensors.v) };
+        let spread = Tensors {
+            q: tensors.q.clone(),
+            k: spread(&tensors.k),
+            v: spread(&tensors.v),
+            ..tensors.clone()
+        };
         let ungrouped = Problem::new(s.with_kv_heads(s.heads)).mask(case.problem.mask);
         emulation::forward(&ungrouped, &spread)
     });
@@ -121,7 +126,7 @@ fn a_missing_rescale_is_caught() {
         let tensors = case.tensors(0);
         let mut got = emulation::forward(problem, &tensors);
         for at in rows(&s) {
-            let row = reference::row(problem, &tensors.q, &tensors.k, &tensors.v, at);
+            let row = reference::row(problem, &Inputs::new(&tensors.q, &tensors.k, &tensors.v), at);
             let score = |j: u32| row.weights[j as usize].ln();
             let half = s.kv_len / 2;
             let max = |keys: std::ops::Range<u32>| keys.map(score).fold(f64::MIN, f64::max);
@@ -220,7 +225,7 @@ fn the_definition_gives_two_by_two_as_done_by_hand() {
     // Scores ln 1, ln 3 / ln 2, ln 2: weights 1/4, 3/4 / 1/2, 1/2.
     let problem = Problem::new(Shape::self_attention(1, 1, 2, 1)).scale(1.0);
     let (q, k) = ([1.0, 0.0], [0.0, 3.0_f32.ln()]);
-    let row = |i| reference::row(&problem, &q, &k, &[4.0, 8.0], (0, 0, i));
+    let row = |i| reference::row(&problem, &Inputs::new(&q, &k, &[4.0, 8.0]), (0, 0, i));
     let (first, second) = (row(0), row(1));
     approx::assert_abs_diff_eq!(first.weights[..], [0.25, 0.75], epsilon = 1e-7);
     approx::assert_abs_diff_eq!(first.out[..], [7.0], epsilon = 1e-6);
@@ -231,7 +236,7 @@ fn the_definition_gives_two_by_two_as_done_by_hand() {
 
     // Causal: row 0 sees key 0 alone, row 1 both.
     let problem = problem.mask(Mask::CAUSAL);
-    let row = |i| reference::row(&problem, &q, &k, &[4.0, 8.0], (0, 0, i));
+    let row = |i| reference::row(&problem, &Inputs::new(&q, &k, &[4.0, 8.0]), (0, 0, i));
     assert_eq!((row(0).out, row(0).lse, row(0).weights), (vec![4.0], 0.0, vec![1.0, 0.0]));
     assert_eq!(row(1), second);
 }
@@ -240,8 +245,8 @@ fn the_definition_gives_two_by_two_as_done_by_hand() {
 fn the_definition_is_the_naive_formula_where_scores_are_small() {
     let shape = Shape::cross_attention(2, 4, 7, 11, 5).with_kv_heads(2).with_v_head_dim(3);
     let problem = Problem::new(shape).mask(Mask::band(Some(4), Some(2)));
-    let tensors = healed(&Case::new("naive", problem).tensors(0));
-    let want = reference::forward(&problem, &tensors.q, &tensors.k, &tensors.v);
+    let tensors = healed(&Case::new("naive", problem.clone()).tensors(0));
+    let want = reference::forward(&problem, &Inputs::new(&tensors.q, &tensors.k, &tensors.v));
     for (row, (b, h, i)) in rows(&shape).enumerate() {
         // Contiguous indices, the band and the group spelt out; no maximum subtracted.
         let kv = (b * 2 + h / 2) as usize * 11;

@@ -39,8 +39,12 @@ fn the_order_of_keys_does_not_matter_without_a_mask() {
     let (answer, tensors) = (Answer::of(&case), case.tensors(0));
     let order = Random::new(5).permutation(SHAPE.kv_len);
     let permuted = |data: &[f32]| reordered(data, SHAPE.kv_len, |j| order[j as usize]);
-    let permuted =
-        Tensors { q: tensors.q.clone(), k: permuted(&tensors.k), v: permuted(&tensors.v) };
+    let permuted = Tensors {
+        q: tensors.q.clone(),
+        k: permuted(&tensors.k),
+        v: permuted(&tensors.v),
+        ..tensors.clone()
+    };
     for target in Target::ALL {
         judged(&answer, target, &target.run(&case.to_string(), &case.problem, &permuted));
     }
@@ -115,14 +119,18 @@ fn equal_values_come_back() {
 #[test]
 fn shared_heads_are_repeated_heads() {
     let case = case("repeated heads", Mask::CAUSAL);
-    let (grouped, tensors) = (case.problem, case.tensors(0));
+    let (grouped, tensors) = (case.problem.clone(), case.tensors(0));
     let repeated = |data: &[f32]| -> Vec<f32> {
         let head_len = (SHAPE.kv_len * SHAPE.head_dim) as usize;
         let heads = data.chunks_exact(head_len);
         heads.flat_map(|head| head.repeat(SHAPE.group_size() as usize)).collect()
     };
-    let repeated =
-        Tensors { q: tensors.q.clone(), k: repeated(&tensors.k), v: repeated(&tensors.v) };
+    let repeated = Tensors {
+        q: tensors.q.clone(),
+        k: repeated(&tensors.k),
+        v: repeated(&tensors.v),
+        ..tensors.clone()
+    };
     let shape = SHAPE.with_kv_heads(SHAPE.heads);
     let ungrouped = Problem::new(shape).mask(Mask::CAUSAL).with_lse();
     for target in Target::ALL {
@@ -170,7 +178,7 @@ fn results_repeat_bit_for_bit() {
 #[test]
 fn strides_do_not_change_a_bit() {
     let case = case("strided", Mask::CAUSAL);
-    let (dense, tensors) = (case.problem, case.tensors(0));
+    let (dense, tensors) = (case.problem.clone(), case.tensors(0));
     let gapped = |heads: u32, len: u32| {
         let row = u64::from(SHAPE.head_dim) + 4;
         let head = u64::from(len) * row + 8;
@@ -179,9 +187,9 @@ fn strides_do_not_change_a_bit() {
     let q = gapped(SHAPE.heads, SHAPE.q_len);
     let kv = gapped(SHAPE.kv_heads, SHAPE.kv_len);
     let layouts = [
-        dense.layout(Layout::Bshd),
-        dense.layout(Layout::PackedQkv),
-        dense.q_strides(q).k_strides(kv).v_strides(kv).out_strides(q),
+        dense.clone().layout(Layout::Bshd),
+        dense.clone().layout(Layout::PackedQkv),
+        dense.clone().q_strides(q).k_strides(kv).v_strides(kv).out_strides(q),
     ];
     let q_axes = [SHAPE.batch, SHAPE.heads, SHAPE.q_len];
     let kv_axes = [SHAPE.batch, SHAPE.kv_heads, SHAPE.kv_len];
@@ -193,6 +201,7 @@ fn strides_do_not_change_a_bit() {
                 q: relaid(&tensors.q, q_axes, dim, (dense.q, problem.q)),
                 k: relaid(&tensors.k, kv_axes, dim, (dense.k, problem.k)),
                 v: relaid(&tensors.v, kv_axes, dim, (dense.v, problem.v)),
+                ..Tensors::default()
             };
             let mut got = target.run(&case.to_string(), problem, &strided);
             got.out = relaid(&got.out, q_axes, dim, (problem.out, dense.out));

@@ -132,7 +132,11 @@ fn formula<T: Real>(layer: &SelfAttention, data: &Data) -> (Vec<f64>, Vec<f64>) 
             for h in 0..s.heads {
                 let key = |j: u32| ((b * s.kv_len + j) * s.kv_heads + h / group) as usize;
                 let q = &q[((b * s.q_len + i) * s.heads + h) as usize * d..][..d];
-                let seen = layer.mask.kv_range(&s, i);
+                let seen = layer.mask.kv_range(
+                    s.kv_len,
+                    layer.mask.diagonal(s.q_len, s.kv_len).expect("given"),
+                    i,
+                );
                 let scores: Vec<T> = (seen.clone())
                     .map(|j| {
                         let k = &k[key(j) * d..][..d];

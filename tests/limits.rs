@@ -72,14 +72,14 @@ impl Bound {
     fn run(&self) -> Got {
         GPU.run(&[&self.dispatch]);
         let [out, lse, weights] = [&self.out, &self.lse, &self.weights].map(|b| GPU.read(b));
-        Got { out, lse: Some(lse), weights: Some(weights) }
+        Got { out, lse: Some(lse), weights: Some(weights), scores: None }
     }
 }
 
 /// Right by both algorithms with tiles of both classes, cut into several steps by each, and no step binds more
 /// than the limit.
 fn is_cut(name: &str, problem: Problem) {
-    let case = Case::new(name, problem).sharp(8.0);
+    let case = Case::new(name, problem.clone()).sharp(8.0);
     let answer = Answer::of(&case);
     let tight = Attention::new(&TIGHT.0);
     for class in CLASSES {
@@ -298,7 +298,7 @@ fn a_device_with_one_mebibyte_a_binding_takes_larger_tensors_in_parts() {
     // 1,152,000 bytes each, and scores of 324 MB, of which a row sees 64 keys.
     let problem =
         Problem::new(Shape::self_attention(1, 1, 9000, 32)).mask(Mask::window(63)).with_lse();
-    let case = Case::new("one mebibyte", problem).sharp(8.0);
+    let case = Case::new("one mebibyte", problem.clone()).sharp(8.0);
     let (inputs, answer) = (case.tensors(0), Answer::of(&case));
     for class in CLASSES {
         for (algorithm, kernel) in [(Algorithm::Staged, "values"), (Algorithm::Flash, "merge")] {
@@ -310,7 +310,8 @@ fn a_device_with_one_mebibyte_a_binding_takes_larger_tensors_in_parts() {
             let tensors = Tensors::new(q.slice(..), k.slice(..), v.slice(..), out.slice(..));
             let dispatch = attention.bind(&plan, &tensors.lse(lse.slice(..))).expect("buffers");
             gpu.run(&[&dispatch]);
-            let got = Got { out: gpu.read(&out), lse: Some(gpu.read(&lse)), weights: None };
+            let got =
+                Got { out: gpu.read(&out), lse: Some(gpu.read(&lse)), weights: None, scores: None };
             answer.check(&got).unwrap_or_else(|error| panic!("{class:?} {algorithm:?}: {error}"));
         }
     }

@@ -175,7 +175,10 @@ fn a_tensor_larger_than_any_buffer_is_an_error_and_the_next_call_works() {
     let (q, kv) = (vec![0.0; (1 << 26) + 4], [0.0; 8]);
     let error = runner.forward(&problem, &Inputs::new(&q, &kv, &kv)).expect_err("too large");
     let (required, available) = ((1 << 28) + 16, 1 << 28);
-    assert_eq!(error, Error::Bind(BindError::BufferTooLarge { what: "q", required, available }));
+    assert_eq!(
+        error,
+        Error::Bind(BindError::BufferTooLarge { what: "q".into(), required, available })
+    );
     assert_eq!(error.to_string(), "q needs max_buffer_size >= 268435472, the device has 268435456");
     agrees_with_the_cpu(&runner, &[Algorithm::Auto]);
 }

@@ -2,7 +2,7 @@
 
 use super::data::{LayerTensors, Random, Tensors};
 use super::product::product;
-use wgpu_attention::{Layout, Problem, SelfAttention, Shape, reference};
+use wgpu_attention::{Inputs, Layout, Problem, SelfAttention, Shape, reference};
 
 /// Largest absolute error of an element of out, whose values are below 1: ten times what was seen.
 const ATTENTION_TOLERANCE: f64 = 2e-5;
@@ -24,7 +24,7 @@ pub(crate) fn attention(id: &str, problem: &Problem, tensors: &Tensors, out: &[f
         let (batch, head, q_pos) = at;
         let row = (batch as usize * s.heads as usize + head as usize) * s.q_len as usize;
         let got = &out[(row + q_pos as usize) * width..][..width];
-        let want = reference::row(problem, q, k, v, at).out;
+        let want = reference::row(problem, &Inputs::new(q, k, v), at).out;
         check(id, at, got, &want, ATTENTION_TOLERANCE);
     }
 }
@@ -42,7 +42,9 @@ pub(crate) fn layer(id: &str, layer: &SelfAttention, tensors: &LayerTensors, out
     for at in sampled(&s) {
         let (batch, _, q_pos) = at;
         let heads: Vec<f64> = (0..s.heads)
-            .flat_map(|head| reference::row(&problem, &q, &k, &v, (batch, head, q_pos)).out)
+            .flat_map(|head| {
+                reference::row(&problem, &Inputs::new(&q, &k, &v), (batch, head, q_pos)).out
+            })
             .collect();
         let dot = |w: &[f32]| heads.iter().zip(w).map(|(a, b)| a * f64::from(*b)).sum();
         let want: Vec<f64> = tensors.w_o.chunks_exact(inputs).map(dot).collect();

@@ -1,7 +1,7 @@
 // What every attention kernel is told, in elements: extents of the block that it works on, where the
 // block starts in the problem, and where its tensors start and how they are strided in their bindings.
-// Expects: `params` bound as a uniform.
-// Provides: Params, kv_head_of, block_begin, block_end, flat_id.
+// Expects: `params` bound as a uniform; seen, of a row.
+// Provides: Params, Place, kv_head_of, block_begin, block_end, flat_id, LOWEST.
 struct Params {
     batch: u32, heads: u32, q_len: u32, kv_len: u32,
     batch_first: u32, head_first: u32, q_first: u32, kv_first: u32,
@@ -11,11 +11,21 @@ struct Params {
     v_base: u32, v_batch: u32, v_head: u32, v_row: u32,
     out_base: u32, out_batch: u32, out_head: u32, out_row: u32,
     scores_base: u32, scores_batch: u32, scores_head: u32, scores_row: u32,
+    kept_base: u32, kept_batch: u32, kept_head: u32, kept_row: u32,
     lse_base: u32, lse_batch: u32, lse_head: u32,
     partial_out_base: u32, partial_out_part: u32, partial_lse_base: u32, partial_lse_part: u32, parts: u32,
+    mask_base: u32, mask_batch: u32, mask_head: u32, mask_row: u32, mask_key: u32,
+    bias_base: u32, bias_batch: u32, bias_head: u32, bias_row: u32, bias_key: u32,
+    tables_base: u32, sequences_at: u32, rows_at: u32, slopes_at: u32, slopes_batch: u32, sinks_at: u32,
+    classes_base: u32, classes_at: u32, classes_batch: u32, classes_head: u32, classes_row: u32,
     accumulate: u32, neg_infinity: u32,
-    band_begin: i32, band_end: i32, scale: f32,
+    band_begin: i32, band_end: i32, diagonal: i32, scale: f32, softcap: f32,
 }
+
+// A query row in its sequence: which one, where in it, and the row of k that its key 0 is.
+struct Place { batch: u32, q_pos: u32, kv_start: u32, real: bool }
+
+const LOWEST: f32 = -3.4028235e38;   // no finite score is below it: m needs no other sign that a key was seen
 
 // The block's K/V head of its query head `head`.
 fn kv_head_of(head: u32) -> u32 {
@@ -24,13 +34,13 @@ fn kv_head_of(head: u32) -> u32 {
 
 // The keys of the block that its row `row` sees: from here ...
 fn block_begin(batch: u32, row: u32) -> u32 {
-    let begin = kv_begin(params.batch_first + batch, params.q_first + row);
+    let begin = seen(params.batch_first + batch, params.q_first + row).x;
     return min(max(begin, params.kv_first) - params.kv_first, params.kv_len);
 }
 
 // ... to one before here.
 fn block_end(batch: u32, row: u32) -> u32 {
-    let end = kv_end(params.batch_first + batch, params.q_first + row);
+    let end = seen(params.batch_first + batch, params.q_first + row).y;
     return min(max(end, params.kv_first) - params.kv_first, params.kv_len);
 }
 

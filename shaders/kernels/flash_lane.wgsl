@@ -3,15 +3,14 @@
 // columns. Keys and values pass through workgroup memory, 16 at a time, and are read from there at an address that
 // all invocations share: loaded once for all.
 // Keys that no row of the workgroup sees are skipped; only keys that some row does not see are masked ("edge").
-// Expects: HEAD_DIM, V_HEAD_DIM, BLOCK_Q, Params, block_begin, block_end, score, load_q4, load_k4, load_v4,
-// store_out4, store_lse.
+// Expects: HEAD_DIM, V_HEAD_DIM, BLOCK_Q, Params, block_begin, block_end, place_of, pair_score, pair_visible,
+// tile_class, with_sink, load_q4, load_k4, load_v4, store_out4, store_lse.
 // Provides: flash_lane_kernel.
 const THREADS: u32 = BLOCK_Q / 2u;
 const KEYS: u32 = 4u;
 const BLOCK_KV: u32 = 16u;
 const D4: u32 = (HEAD_DIM + 3u) / 4u;
 const V4: u32 = (V_HEAD_DIM + 3u) / 4u;
-const LOWEST: f32 = -3.4028235e38;   // no finite score is below it
 
 var<workgroup> k_tile: array<vec4<f32>, BLOCK_KV * D4>;
 var<workgroup> v_tile: array<vec4<f32>, BLOCK_KV * V4>;
@@ -27,8 +26,6 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
     let tile = id % params.tiles;
     let head = id / params.tiles % params.heads;
     let batch = id / params.tiles / params.heads;
-    let b = params.batch_first + batch;
-    let h = params.head_first + head;
     let kv_head = kv_head_of(head);
     let q_first = params.q_base + batch * params.q_batch + head * params.q_head;
     let k_first = params.k_base + batch * params.k_batch + kv_head * params.k_head;
@@ -36,12 +33,14 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
 
     let row_first = tile * BLOCK_Q;
     let row_last = min(row_first + BLOCK_Q, params.q_len) - 1u;
-    let begin = block_begin(batch, row_first);
+    let begin = block_begin(batch, row_first) / BLOCK_KV * BLOCK_KV;
     let end = block_end(batch, row_last);
     let all_begin = block_begin(batch, row_last);   // every row sees the keys from here ...
     let all_end = block_end(batch, row_first);      // ... to here
     let row0 = min(row_first + lane, row_last);
     let row1 = min(row_first + lane + THREADS, row_last);
+    let place0 = place_of(params.batch_first + batch, params.q_first + row0);
+    let place1 = place_of(params.batch_first + batch, params.q_first + row1);
     let lo0 = block_begin(batch, row0);
     let hi0 = block_end(batch, row0);
     let lo1 = block_begin(batch, row1);
@@ -60,6 +59,8 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
     var l0 = 0.0;
     var l1 = 0.0;
     for (var tile_first = begin; tile_first < end; tile_first += BLOCK_KV) {
+        let kind = tile_class(batch, head, tile, tile_first / BLOCK_KV);
+        if kind == 0u { continue; }
         workgroupBarrier();
         for (var i = lane; i < BLOCK_KV * D4; i += THREADS) {
             let at = k_first + min(tile_first + i / D4, params.kv_len - 1u) * params.k_row;
@@ -82,15 +83,24 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
                     s1[c] = dot_onto(q1[d], k4, s1[c]);
                 }
             }
-            let edge = key < all_begin || key + KEYS > all_end;
+            let edge = kind == 2u || key < all_begin || key + KEYS > all_end;
             var larger0 = m0;
             var larger1 = m1;
+            var shown0 = 15u;
+            var shown1 = 15u;
             for (var c = 0u; c < KEYS; c++) {
-                let j = params.kv_first + key + c;
-                s0[c] = score(s0[c], b, h, params.q_first + row0, j);
-                s1[c] = score(s1[c], b, h, params.q_first + row1, j);
-                larger0 = select(larger0, max(larger0, s0[c]), !edge || (key + c >= lo0 && key + c < hi0));
-                larger1 = select(larger1, max(larger1, s1[c]), !edge || (key + c >= lo1 && key + c < hi1));
+                s0[c] = pair_score(s0[c], place0, batch, head, row0, key + c);
+                s1[c] = pair_score(s1[c], place1, batch, head, row1, key + c);
+                if edge {
+                    if !(key + c >= lo0 && key + c < hi0 && pair_visible(place0, batch, head, row0, key + c)) {
+                        shown0 &= ~(1u << c);
+                    }
+                    if !(key + c >= lo1 && key + c < hi1 && pair_visible(place1, batch, head, row1, key + c)) {
+                        shown1 &= ~(1u << c);
+                    }
+                }
+                larger0 = select(larger0, max(larger0, s0[c]), (shown0 & (1u << c)) != 0u);
+                larger1 = select(larger1, max(larger1, s1[c]), (shown1 & (1u << c)) != 0u);
             }
             let keep0 = exp(m0 - larger0);
             let keep1 = exp(m1 - larger1);
@@ -99,8 +109,8 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
             l0 *= keep0;
             l1 *= keep1;
             for (var c = 0u; c < KEYS; c++) {
-                s0[c] = select(0.0, exp(s0[c] - m0), !edge || (key + c >= lo0 && key + c < hi0));
-                s1[c] = select(0.0, exp(s1[c] - m1), !edge || (key + c >= lo1 && key + c < hi1));
+                s0[c] = select(0.0, exp(s0[c] - m0), (shown0 & (1u << c)) != 0u);
+                s1[c] = select(0.0, exp(s1[c] - m1), (shown1 & (1u << c)) != 0u);
                 l0 += s0[c];
                 l1 += s1[c];
             }
@@ -133,8 +143,10 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
     }
 
     let out_first = params.out_base + batch * params.out_batch + head * params.out_head;
-    let norm0 = select(0.0, 1.0 / l0, l0 > 0.0);
-    let norm1 = select(0.0, 1.0 / l1, l1 > 0.0);
+    let sum0 = with_sink(m0, l0, head, place0.real);
+    let sum1 = with_sink(m1, l1, head, place1.real);
+    let norm0 = select(0.0, exp(m0 - sum0.x) / sum0.y, sum0.y > 0.0);
+    let norm1 = select(0.0, exp(m1 - sum1.x) / sum1.y, sum1.y > 0.0);
     for (var d = 0u; d < V4; d++) {
         let at = out_first + d * 4u;
         if row_first + lane <= row_last {
@@ -144,6 +156,6 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
             store_out4(at + row1 * params.out_row, V_HEAD_DIM - d * 4u, o1[d] * norm1);
         }
     }
-    if row_first + lane <= row_last { store_lse(batch, head, row0, m0, l0); }
-    if row_first + lane + THREADS <= row_last { store_lse(batch, head, row1, m1, l1); }
+    if row_first + lane <= row_last { store_lse(batch, head, row0, sum0.x, sum0.y); }
+    if row_first + lane + THREADS <= row_last { store_lse(batch, head, row1, sum1.x, sum1.y); }
 }

@@ -3,10 +3,11 @@
 // Invocation (x, y) of 8 x BLOCK_Q/4 owns rows 4y..4y+3, the tile's keys 4x..4x+3, output columns 4x + 32n.
 // Q, K and V pass through workgroup memory in chunks of 32 columns; rows are padded against bank conflicts, and
 // key 4x + c lies at row x + 8c, so that neighbours read neighbouring rows.
-// Tiles that no row sees are skipped; only tiles that some row sees in part are masked ("edge").
+// Tiles that no row sees are skipped; only tiles that some row sees in part are masked ("edge"): `shown` has a bit
+// for each of an invocation's 16 pairs.
 // l is summed per invocation and over the row once, at the end.
-// Expects: HEAD_DIM, V_HEAD_DIM, V_COLUMNS, BLOCK_Q, Q_RESIDENT, Params, block_begin, block_end, score, load_q4,
-// load_k4, load_v4, store_out4, store_lse.
+// Expects: HEAD_DIM, V_HEAD_DIM, V_COLUMNS, BLOCK_Q, Q_RESIDENT, Params, block_begin, block_end, place_of, pair_score,
+// pair_visible, tile_class, with_sink, load_q4, load_k4, load_v4, store_out4, store_lse.
 // Provides: flash_tile_kernel.
 const BLOCK_KV: u32 = 32u;
 const PITCH: u32 = 9u;
@@ -14,7 +15,6 @@ const THREADS: u32 = BLOCK_Q * 2u;
 const D_CHUNKS: u32 = (HEAD_DIM + 31u) / 32u;
 const V_CHUNKS: u32 = V_COLUMNS / 32u;
 const Q_CHUNKS: u32 = select(1u, D_CHUNKS, Q_RESIDENT);
-const LOWEST: f32 = -3.4028235e38;   // no finite score is below it
 const_assert V_COLUMNS % 32u == 0u && BLOCK_Q % 4u == 0u;
 
 var<workgroup> q_tile: array<vec4<f32>, Q_CHUNKS * BLOCK_Q * PITCH>;
@@ -81,7 +81,8 @@ fn flash_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
     let k_first = params.k_base + batch * params.k_batch + kv_head * params.k_head;
     let v_first = params.v_base + batch * params.v_batch + kv_head * params.v_head;
 
-    let row_first = (params.tiles - 1u - tile) * BLOCK_Q;   // the longest rows of a causal mask first
+    let tile_q = params.tiles - 1u - tile;
+    let row_first = tile_q * BLOCK_Q;                       // the longest rows of a causal mask first
     let row_last = min(row_first + BLOCK_Q, params.q_len) - 1u;
     let begin = block_begin(batch, row_first) / BLOCK_KV * BLOCK_KV;
     let end = block_end(batch, row_last);
@@ -97,6 +98,8 @@ fn flash_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
         for (var chunk = 0u; chunk < D_CHUNKS; chunk++) { stage_q(lane, q_first, row_first, chunk); }
     }
     for (var key_first = begin; key_first < end; key_first += BLOCK_KV) {
+        let kind = tile_class(batch, head, tile_q, key_first / BLOCK_KV);
+        if kind == 0u { continue; }
         var s: array<vec4<f32>, 4>;
         for (var chunk = 0u; chunk < D_CHUNKS; chunk++) {
             workgroupBarrier();
@@ -117,25 +120,28 @@ fn flash_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
             }
         }
 
-        let edge = key_first < all_begin || key_first + BLOCK_KV > all_end;
+        let edge = kind == 2u || key_first < all_begin || key_first + BLOCK_KV > all_end;
         let key = key_first + 4u * x;
+        var shown = 0xffffu;
         for (var r = 0u; r < 4u; r++) {
             let row = min(row_first + 4u * y + r, row_last);
-            let i = params.q_first + row;
-            let b = params.batch_first + batch;
-            let h = params.head_first + head;
-            let j = params.kv_first + key;
-            s[r] = vec4<f32>(score(s[r].x, b, h, i, j), score(s[r].y, b, h, i, j + 1u),
-                             score(s[r].z, b, h, i, j + 2u), score(s[r].w, b, h, i, j + 3u));
+            let place = place_of(params.batch_first + batch, params.q_first + row);
+            s[r] = vec4<f32>(pair_score(s[r].x, place, batch, head, row, key),
+                             pair_score(s[r].y, place, batch, head, row, key + 1u),
+                             pair_score(s[r].z, place, batch, head, row, key + 2u),
+                             pair_score(s[r].w, place, batch, head, row, key + 3u));
             var largest = max(max(s[r].x, s[r].y), max(s[r].z, s[r].w));
             if edge {
                 let lo = block_begin(batch, row);
                 let hi = block_end(batch, row);
                 largest = LOWEST;
-                if key >= lo && key < hi { largest = s[r].x; }
-                if key + 1u >= lo && key + 1u < hi { largest = max(largest, s[r].y); }
-                if key + 2u >= lo && key + 2u < hi { largest = max(largest, s[r].z); }
-                if key + 3u >= lo && key + 3u < hi { largest = max(largest, s[r].w); }
+                for (var c = 0u; c < 4u; c++) {
+                    if key + c >= lo && key + c < hi && pair_visible(place, batch, head, row, key + c) {
+                        largest = max(largest, s[r][c]);
+                    } else {
+                        shown &= ~(1u << (4u * r + c));
+                    }
+                }
             }
             row_part[(y * 4u + r) * 8u + x] = largest;
         }
@@ -147,11 +153,8 @@ fn flash_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
             m[r] = larger;
             var p = exp(s[r] - vec4<f32>(larger));
             if edge {
-                let row = min(row_first + 4u * y + r, row_last);
-                let keys = vec4<u32>(key) + vec4<u32>(0u, 1u, 2u, 3u);
-                let lo = vec4<u32>(block_begin(batch, row));
-                let hi = vec4<u32>(block_end(batch, row));
-                p = select(vec4<f32>(), p, (keys >= lo) & (keys < hi));
+                let bits = vec4<u32>(shown >> (4u * r)) & vec4<u32>(1u, 2u, 4u, 8u);
+                p = select(vec4<f32>(), p, bits != vec4<u32>());
             }
             p_tile[(y * 4u + r) * PITCH + x] = p;
             l[r] = fma(l[r], keep, (p.x + p.y) + (p.z + p.w));
@@ -197,14 +200,16 @@ fn flash_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
         if row <= row_last {
             var sum = 0.0;
             for (var i = 0u; i < 8u; i++) { sum += row_part[(y * 4u + r) * 8u + i]; }
-            let norm = select(0.0, 1.0 / sum, sum > 0.0);
+            let place = place_of(params.batch_first + batch, params.q_first + row);
+            let total = with_sink(m[r], sum, head, place.real);
+            let norm = select(0.0, exp(m[r] - total.x) / total.y, total.y > 0.0);
             for (var n = 0u; n < V_CHUNKS; n++) {
                 let d = column + n * 32u + 4u * x;
                 if d < V_HEAD_DIM {
                     store_out4(out_first + row * params.out_row + d, V_HEAD_DIM - d, o[n * 4u + r] * norm);
                 }
             }
-            if x == 0u && column == 0u { store_lse(batch, head, row, m[r], sum); }
+            if x == 0u && column == 0u { store_lse(batch, head, row, total.x, total.y); }
         }
     }
 }

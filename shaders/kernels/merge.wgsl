@@ -1,10 +1,8 @@
 // o_i = sum over parts of exp(lse_p - lse) o_p, lse = ln of the sum of exp(lse_p): results over ranges of keys
-// become the result over all of them. A part of -inf, known by its bits, saw no key and adds nothing.
+// become the result over all of them, sinks last. A part of -inf, known by its bits, saw no key and adds nothing.
 // One workgroup owns one row.
-// Expects: THREADS, V_HEAD_DIM, partial_out, partial_lse, out, Params, store_lse.
+// Expects: THREADS, V_HEAD_DIM, partial_out, partial_lse, Params, place_of, with_sink, store_out, store_lse.
 // Provides: merge_kernel.
-const LOWEST: f32 = -3.4028235e38;
-
 @compute @workgroup_size(THREADS)
 fn merge_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let id = flat_id(group);
@@ -24,6 +22,10 @@ fn merge_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
         let bits = partial_lse[params.partial_lse_base + p * params.partial_lse_part + id];
         if bits != params.neg_infinity { l += exp(bitcast<f32>(bits) - m); }
     }
+    let place = place_of(params.batch_first + batch, params.q_first + row);
+    let sum = with_sink(m, l, head, place.real);
+    m = sum.x;
+    l = sum.y;
     let norm = select(0.0, 1.0 / l, l > 0.0);
     for (var d = lane; d < V_HEAD_DIM; d += THREADS) {
         var o = 0.0;
@@ -34,7 +36,7 @@ fn merge_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
                 o = fma(exp(bitcast<f32>(bits) - m) * norm, partial_out[at], o);
             }
         }
-        out[first + d] = o;
+        store_out(first + d, o);
     }
     if lane == 0u { store_lse(batch, head, row, m, l); }
 }

@@ -1,6 +1,7 @@
 // s[i, j] = <q_i, k_j>, raw: the second stage scales them.
-// One workgroup owns BLOCK_M queries x BLOCK_N keys of one head. A tile that no row of it sees is not written.
-// Expects: HEAD_DIM, q, k, scores, Params, block_begin, block_end, load_q4, load_k4, product.
+// One workgroup owns BLOCK_M queries x BLOCK_N keys of one head. A tile that no row of it sees is not written,
+// unless EVERY_TILE.
+// Expects: HEAD_DIM, EVERY_TILE, q, k, scores, Params, block_begin, block_end, load_q4, load_k4, product.
 // Provides: scores_kernel.
 var<private> q_first: u32;
 var<private> k_first: u32;
@@ -32,7 +33,7 @@ fn scores_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
     let m = m_tile * BLOCK_M;
     let n = n_tile * BLOCK_N;
     let last = min(m + BLOCK_M, params.q_len) - 1u;
-    if n + BLOCK_N <= block_begin(batch, m) || n >= block_end(batch, last) { return; }
+    if !EVERY_TILE && (n + BLOCK_N <= block_begin(batch, m) || n >= block_end(batch, last)) { return; }
     q_first = params.q_base + batch * params.q_batch + head * params.q_head;
     k_first = params.k_base + batch * params.k_batch + kv_head_of(head) * params.k_head;
     scores_first = params.scores_base + batch * params.scores_batch + head * params.scores_head + params.kv_first;

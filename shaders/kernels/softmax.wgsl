@@ -1,12 +1,11 @@
-// p[i, j] = exp(s[i, j] - m_i) / l_i in place, lse_i = m_i + ln l_i.
+// p[i, j] = exp(s[i, j] - m_i) / l_i in place, lse_i = m_i + ln l_i, where s is the pair's score of the raw product.
 // One workgroup owns one row. Exactly 0 goes where the row sees no key: everywhere if WHOLE_ROWS, else where
-// the third stage, which takes BLOCK_M rows at a time, looks.
-// Expects: THREADS, BLOCK_M, WHOLE_ROWS, scores, Params, block_begin, block_end, score, store_lse.
+// the third stage, which takes BLOCK_M rows at a time, looks. An invocation owns every THREADS-th key in all loops.
+// Expects: THREADS, BLOCK_M, WHOLE_ROWS, scores, Params, block_begin, block_end, place_of, pair_score, pair_visible,
+// with_sink, KEEP, keep_score, store_lse.
 // Provides: softmax_kernel.
 var<workgroup> lane_m: array<f32, THREADS>;
 var<workgroup> lane_l: array<f32, THREADS>;
-
-const LOWEST: f32 = -3.4028235e38;   // no finite score is below it: m needs no other sign that a key was seen
 
 @compute @workgroup_size(THREADS)
 fn softmax_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -18,17 +17,24 @@ fn softmax_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoca
     let first = params.scores_base + batch * params.scores_batch + head * params.scores_head + row * params.scores_row;
     let begin = block_begin(batch, row);
     let end = block_end(batch, row);
-    let b = params.batch_first + batch;
-    let h = params.head_first + head;
-    let i = params.q_first + row;
+    let place = place_of(params.batch_first + batch, params.q_first + row);
 
+    if KEEP {
+        for (var j = lane; j < params.kv_len; j += THREADS) {
+            keep_score(scores[first + j], place, batch, head, row, j);
+        }
+    }
     var m = LOWEST;
     var l = 0.0;
-    for (var j = begin + lane; j < end; j += THREADS) {
-        let s = score(scores[first + j], b, h, i, params.kv_first + j);
-        let larger = max(m, s);
-        l = l * exp(m - larger) + exp(s - larger);
-        m = larger;
+    for (var j = begin / THREADS * THREADS + lane; j < end; j += THREADS) {
+        if j >= begin && pair_visible(place, batch, head, row, j) {
+            // Kept, so that both loops have the same bits.
+            let s = pair_score(scores[first + j], place, batch, head, row, j);
+            scores[first + j] = s;
+            let larger = max(m, s);
+            l = l * exp(m - larger) + exp(s - larger);
+            m = larger;
+        }
     }
     lane_m[lane] = m;
     lane_l[lane] = l;
@@ -42,8 +48,9 @@ fn softmax_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoca
         }
         workgroupBarrier();
     }
-    m = lane_m[0];
-    l = lane_l[0];
+    let sum = with_sink(lane_m[0], lane_l[0], head, place.real);
+    m = sum.x;
+    l = sum.y;
 
     let tile = row / BLOCK_M * BLOCK_M;
     let zero_begin = select(block_begin(batch, tile) / 16u * 16u, 0u, WHOLE_ROWS);
@@ -51,10 +58,11 @@ fn softmax_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoca
     let padded = (params.kv_len + 3u) / 4u * 4u;
     let zero_end = select(min((tile_end + 15u) / 16u * 16u, padded), params.kv_len, WHOLE_ROWS);
     let norm = select(0.0, 1.0 / l, l > 0.0);
-    for (var j = zero_begin + lane; j < zero_end; j += THREADS) {
+    for (var j = zero_begin / THREADS * THREADS + lane; j < zero_end; j += THREADS) {
+        if j < zero_begin { continue; }
         var p = 0.0;
-        if j >= begin && j < end {
-            p = exp(score(scores[first + j], b, h, i, params.kv_first + j) - m) * norm;
+        if j >= begin && j < end && pair_visible(place, batch, head, row, j) {
+            p = exp(scores[first + j] - m) * norm;
         }
         scores[first + j] = p;
     }

@@ -1,6 +1,7 @@
 // o_i = sum over j of p[i, j] * v_j (+ o_i, where the keys come in ranges).
 // One workgroup owns BLOCK_M rows x BLOCK_N columns of one head, and walks the keys that some row of it sees.
-// Expects: V_HEAD_DIM, scores, v, out, Params, block_begin, block_end, load_scores4, product.
+// Expects: V_HEAD_DIM, PAIRS, Params, block_begin, block_end, load_scores4, load_v, put_out,
+// product.
 // Provides: values_kernel.
 var<private> v_first: u32;
 var<private> out_first: u32;
@@ -14,14 +15,11 @@ fn fetch_a4(m: u32, k: u32) -> vec4<f32> {
 fn fetch_b4(n: u32, k: u32) -> vec4<f32> {
     let column = v_first + min(n, V_HEAD_DIM - 1u);
     let last = params.kv_len - 1u;
-    return vec4<f32>(v[column + min(k, last) * params.v_row], v[column + min(k + 1u, last) * params.v_row],
-                     v[column + min(k + 2u, last) * params.v_row], v[column + min(k + 3u, last) * params.v_row]);
+    return vec4<f32>(load_v(column + min(k, last) * params.v_row), load_v(column + min(k + 1u, last) * params.v_row),
+                     load_v(column + min(k + 2u, last) * params.v_row), load_v(column + min(k + 3u, last) * params.v_row));
 }
 
-fn emit(m: u32, n: u32, c: f32) {
-    let i = out_first + m * params.out_row + n;
-    if params.accumulate != 0u { out[i] = out[i] + c; } else { out[i] = c; }
-}
+fn emit(m: u32, n: u32, c: f32) { put_out(out_first + m * params.out_row + n, c); }
 
 @compute @workgroup_size(THREADS)
 fn values_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -38,5 +36,5 @@ fn values_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
     scores_first = params.scores_base + batch * params.scores_batch + head * params.scores_head + params.kv_first;
     product(lane, m, n, params.q_len, V_HEAD_DIM,
             block_begin(batch, m) / CHUNK * CHUNK, block_end(batch, last),
-            block_begin(batch, last), block_end(batch, m));
+            select(block_begin(batch, last), 0u, PAIRS), select(block_end(batch, m), 0u, PAIRS));
 }

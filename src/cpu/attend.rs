@@ -2,9 +2,12 @@
 
 use super::product::{Matrix, product};
 use super::softmax::{Softmax, exp};
+use crate::inputs::{Inputs, PairValue};
 use crate::layout::Strides;
-use crate::problem::{Problem, Shape};
+use crate::problem::{Problem, ScoreStage};
 use crate::reference::start;
+use crate::sequence::{Place, Sequence};
+use crate::shape::Shape;
 use pulp::{Arch, Scalar};
 use rayon::prelude::*;
 use std::mem::take;
@@ -16,36 +19,43 @@ const ROWS: usize = 96;
 const KEYS: u32 = 256;
 /// f32 lanes of the widest vectors in use; each holds a query row's score.
 const LANES: usize = 8;
+/// Where the results of a problem go.
+pub(super) struct Results<'a> {
+    /// As the problem lays it out.
+    pub(super) out: &'a mut [f32],
+    /// `[batch, heads, q_len]`.
+    pub(super) lse: Option<&'a mut [f32]>,
+    /// `[batch, heads, q_len, kv_len]`.
+    pub(super) weights: Option<&'a mut [f32]>,
+    /// `[batch, heads, q_len, kv_len]`.
+    pub(super) scores: Option<&'a mut [f32]>,
+}
+
 /// Attention of the whole problem. Slices are as long as the problem's strides reach.
-pub(super) fn forward(
-    problem: &Problem,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    out: &mut [f32],
-    lse: Option<&mut [f32]>,
-    weights: Option<&mut [f32]>,
-) {
-    let s = problem.shape;
+pub(super) fn forward(problem: &Problem, inputs: &Inputs<'_>, results: Results<'_>) {
+    let s = problem.tensor_shape();
     if s.batch == 0 || s.q_len == 0 {
         return;
     }
     let split_dense = |data, width| split(&s, data, Strides::bhsd(s.heads, s.q_len, width), width);
-    let mut lse = lse.map(|lse| split_dense(lse, 1).into_iter());
-    let mut weights = weights.map(|weights| split_dense(weights, s.kv_len).into_iter());
+    let mut lse = results.lse.map(|lse| split_dense(lse, 1).into_iter());
+    let mut weights = results.weights.map(|weights| split_dense(weights, s.kv_len).into_iter());
+    let mut scores = results.scores.map(|scores| split_dense(scores, s.kv_len).into_iter());
     let mut rows: Vec<Row> = positions(&s)
-        .zip(split(&s, out, problem.out, s.v_head_dim))
+        .zip(split(&s, results.out, problem.out, s.v_head_dim))
         .map(|(at, out)| Row {
             at,
+            place: Sequence::place(problem, inputs, at.0, at.2),
             out,
             lse: lse.as_mut().and_then(Iterator::next),
             weights: weights.as_mut().and_then(Iterator::next),
+            scores: scores.as_mut().and_then(Iterator::next),
         })
         .collect();
 
     let block = rows.len().div_ceil(tasks()).next_multiple_of(LANES).min(ROWS);
     rows.par_chunks_mut(s.q_len as usize * s.group_size() as usize).for_each(|same_keys| {
-        same_keys.par_chunks_mut(block).for_each(|rows| attend(problem, q, k, v, rows));
+        same_keys.par_chunks_mut(block).for_each(|rows| attend(problem, inputs, rows));
     });
 }
 
@@ -58,12 +68,16 @@ pub(super) fn tasks() -> usize {
 struct Row<'a> {
     /// Batch, head, query position.
     at: (u32, u32, u32),
+    /// Where that is in its sequence; `None` past its end.
+    place: Option<Place>,
     /// `[v_head_dim]`.
     out: &'a mut [f32],
     /// One element.
     lse: Option<&'a mut [f32]>,
     /// `[kv_len]`.
     weights: Option<&'a mut [f32]>,
+    /// `[kv_len]`.
+    scores: Option<&'a mut [f32]>,
 }
 
 /// Every query: those that read the same keys together, and of these, neighbours in position
@@ -102,7 +116,8 @@ fn split<'a>(
 }
 
 /// Attention of rows that read the same keys.
-fn attend(problem: &Problem, q: &[f32], k: &[f32], v: &[f32], rows: &mut [Row]) {
+fn attend(problem: &Problem, inputs: &Inputs<'_>, rows: &mut [Row]) {
+    let Inputs { q, k, v, .. } = *inputs;
     let s = problem.shape;
     let (dim, v_dim) = (s.head_dim as usize, s.v_head_dim as usize);
     let (batch, head, _) = rows[0].at;
@@ -116,10 +131,16 @@ fn attend(problem: &Problem, q: &[f32], k: &[f32], v: &[f32], rows: &mut [Row]) 
             queries[d * lanes + lane] = *x;
         }
         row.weights.iter_mut().for_each(|weights| weights.fill(0.0));
+        row.scores.iter_mut().for_each(|scores| scores.fill(f32::NEG_INFINITY));
     }
     let queries = Matrix { data: &queries, strides: (1, lanes) };
 
-    let seen = state.seen();
+    let pairs = Pairs::new(problem, inputs);
+    let within = rows.iter().filter_map(|row| row.place.map(|place| place.within()));
+    let seen = match problem.scores {
+        None => state.seen(),
+        Some(_) => within.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0),
+    };
     let mut scores = vec![0.0; lanes * seen.len().min(KEYS as usize)];
     for first in seen.clone().step_by(KEYS as usize) {
         let block = first..seen.end.min(first + KEYS);
@@ -131,6 +152,7 @@ fn attend(problem: &Problem, q: &[f32], k: &[f32], v: &[f32], rows: &mut [Row]) 
         };
         let shape = (lanes, block.len(), dim);
         product(shape, scores, 0.0, problem.effective_scale(), queries, keys);
+        pairs.change(&state, scores, &block, rows);
         for (lane, row) in rows.iter_mut().enumerate() {
             let Some(weights) = &mut row.weights else { continue };
             for j in state.visible(lane, &block) {
@@ -142,9 +164,84 @@ fn attend(problem: &Problem, q: &[f32], k: &[f32], v: &[f32], rows: &mut [Row]) 
             data: &v[start(problem.v, at)..],
             strides: (1, stride(problem.v.row, block.len())),
         };
-        state.add_values(scores, values, v_dim, &block);
+        state.add_values(scores, values, v_dim, &block, pairs.hides);
     }
-    state.store(rows);
+    let sink = if problem.sinks { inputs.sinks } else { &[] };
+    state.store(rows, sink);
+}
+
+/// What happens to a block's scores between the products.
+struct Pairs<'a> {
+    value: PairValue<'a>,
+    /// Anything at all.
+    changes: bool,
+    /// Some pairs of the band may be hidden.
+    hides: bool,
+}
+
+impl<'a> Pairs<'a> {
+    fn new(problem: &'a Problem, inputs: &'a Inputs<'a>) -> Self {
+        let hides = problem.hides_pairs();
+        let changes = hides
+            || problem.softcap.is_some()
+            || problem.alibi.is_some()
+            || problem.score_function.is_some();
+        Self { value: PairValue { problem, inputs }, changes, hides }
+    }
+
+    /// Scaled scores `[keys, lanes]` into those that softmax takes, -inf where a pair is hidden; those of the stage
+    /// that the problem asks for go to their rows.
+    fn change(&self, state: &State, scores: &mut [f32], block: &Range<u32>, rows: &mut [Row]) {
+        let lanes = state.max.len();
+        let stage = self.value.problem.scores;
+        if !self.changes && stage.is_none() {
+            return;
+        }
+        for (lane, row) in rows.iter_mut().enumerate() {
+            let Some(place) = row.place else { continue };
+            let mut keep = |j: u32, score: f64| {
+                if let Some(scores) = &mut row.scores {
+                    scores[j as usize] = narrow(score);
+                }
+            };
+            let visible = state.visible(lane, block);
+            let visible = block.start + to_u32(visible.start)..block.start + to_u32(visible.end);
+            let within = place.within();
+            let range = match stage {
+                Some(ScoreStage::Raw | ScoreStage::Capped) => {
+                    within.start.max(block.start)..within.end.min(block.end)
+                }
+                _ => visible.clone(),
+            };
+            for j in range {
+                let score = &mut scores[(j - block.start) as usize * lanes + lane];
+                let raw = f64::from(*score);
+                let capped = self.value.capped(raw);
+                match stage {
+                    Some(ScoreStage::Raw) => keep(j, raw),
+                    Some(ScoreStage::Capped) => keep(j, capped),
+                    _ => {}
+                }
+                if !visible.contains(&j) {
+                    continue;
+                }
+                let biased = self.value.biased(capped, &place, row.at.1, j);
+                *score = biased.map_or(f32::NEG_INFINITY, |score| narrow(score).max(f32::MIN));
+                if stage == Some(ScoreStage::Biased) {
+                    keep(j, biased.unwrap_or(f64::NEG_INFINITY));
+                }
+            }
+        }
+    }
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "rounded once")]
+fn narrow(score: f64) -> f32 {
+    score as f32
+}
+
+fn to_u32(key: usize) -> u32 {
+    u32::try_from(key).expect("a key of a block")
 }
 
 /// Distance of neighbours on an axis; the stride of an axis of one element may be anything.
@@ -174,7 +271,7 @@ impl State {
         let lanes = if rows.len() == 1 { 1 } else { rows.len().next_multiple_of(LANES) };
         let (mut start, mut count) = (vec![0; lanes], vec![0; lanes]);
         for (lane, row) in rows.iter().enumerate() {
-            let visible = problem.mask.kv_range(&problem.shape, row.at.2);
+            let visible = row.place.map_or(0..0, |place| place.visible(problem));
             (start[lane], count[lane]) = (visible.start, visible.end - visible.start);
         }
         Self {
@@ -203,14 +300,22 @@ impl State {
     }
 
     /// `out = decay * out + weights * values`.
-    fn add_values(&mut self, weights: &[f32], values: Matrix, v_dim: usize, block: &Range<u32>) {
+    fn add_values(
+        &mut self,
+        weights: &[f32],
+        values: Matrix,
+        v_dim: usize,
+        block: &Range<u32>,
+        hides: bool,
+    ) {
         let lanes = self.decay.len();
         for (out, decay) in self.out.chunks_exact_mut(v_dim).zip(&self.decay) {
             out.iter_mut().for_each(|x| *x *= decay);
         }
         let value = |j: usize| &values.data[j * values.strides.1..][..v_dim];
         let rows = self.out.len() / v_dim;
-        let all_visible = (0..rows).all(|lane| self.visible(lane, block).len() == block.len());
+        let all_visible =
+            !hides && (0..rows).all(|lane| self.visible(lane, block).len() == block.len());
         // A weight of 0 times NaN is NaN: rows that do not see a value must not multiply it then.
         if all_visible || (0..block.len()).all(|j| is_finite(value(j))) {
             let weights = Matrix { data: weights, strides: (lanes, 1) };
@@ -218,7 +323,7 @@ impl State {
             return;
         }
         for lane in 0..rows {
-            for j in self.visible(lane, block) {
+            for j in self.visible(lane, block).filter(|j| weights[j * lanes + lane] != 0.0) {
                 let out = &mut self.out[lane * v_dim..][..v_dim];
                 for (x, value) in out.iter_mut().zip(value(j)) {
                     *x += weights[j * lanes + lane] * value;
@@ -227,24 +332,30 @@ impl State {
         }
     }
 
-    /// Divides by the sums, and turns scores that `attend` left in the rows into weights.
-    fn store(&self, rows: &mut [Row]) {
+    /// Divides by the sums, with the `[heads]` sinks in them if there are any, and turns scores that `attend` left in
+    /// the rows into weights.
+    fn store(&self, rows: &mut [Row], sinks: &[f32]) {
         for (lane, row) in rows.iter_mut().enumerate() {
             let (start, count) = (self.start[lane] as usize, self.count[lane] as usize);
             let (max, sum) = (self.max[lane], self.sum[lane]);
-            if count == 0 {
+            let sink = row.place.and_then(|_| sinks.get(row.at.1 as usize).copied());
+            let sink = sink.unwrap_or(f32::NEG_INFINITY);
+            let top = max.max(sink);
+            if top == f32::NEG_INFINITY {
                 row.out.fill(0.0);
                 row.lse.iter_mut().for_each(|lse| lse[0] = f32::NEG_INFINITY);
+                row.weights.iter_mut().for_each(|weights| weights.fill(0.0));
                 continue;
             }
+            let all = sum * (max - top).exp() + (sink - top).exp();
             let first = lane * row.out.len();
             for (out, x) in row.out.iter_mut().zip(&self.out[first..]) {
-                *out = x / sum;
+                *out = x * (max - top).exp() / all;
             }
-            row.lse.iter_mut().for_each(|lse| lse[0] = max + sum.ln());
+            row.lse.iter_mut().for_each(|lse| lse[0] = top + all.ln());
             for weight in row.weights.iter_mut().flat_map(|weights| &mut weights[start..][..count])
             {
-                *weight = exp(Scalar::new(), *weight - max) / sum;
+                *weight = exp(Scalar::new(), *weight - top) / all;
             }
         }
     }

@@ -1,25 +1,43 @@
 //! The CPU path of the runner: blocked, on all cores, for machines without a GPU.
 
 use crate::error::Error;
-use crate::host::{Outputs, Transfer};
+use crate::host::{Outputs, Transfer, rounded};
+use crate::inputs::Inputs;
 use crate::layer::SelfAttention;
 use crate::plan::Algorithm;
 use crate::problem::Problem;
+use crate::shape::DType;
 use crate::tensors::Operand;
 
 mod attend;
 mod product;
 mod softmax;
 
-/// One attention.
+/// One attention, of inputs rounded to their storage types.
 pub(crate) fn run(
     problem: &Problem,
     algorithm: Algorithm,
+    inputs: &Inputs<'_>,
     transfer: &Transfer<'_>,
 ) -> Result<Outputs, Error> {
     algorithm.check(problem)?;
-    let [q, k, v] = [Operand::Q, Operand::K, Operand::V].map(|operand| transfer.input(operand));
-    Ok(attention(problem, q, k, v, transfer))
+    if let Some((name, _)) = problem
+        .function_buffers()?
+        .iter()
+        .find(|(name, _)| !inputs.buffers.iter().any(|(given, _)| **given == **name))
+    {
+        return Err(crate::BindError::Missing { tensor: name.to_string().into() }.into());
+    }
+    let [q, k, v] =
+        [(inputs.q, problem.dtype), (inputs.k, problem.kv_dtype), (inputs.v, problem.kv_dtype)]
+            .map(|(data, dtype)| rounded(data, dtype));
+    let bias = rounded(inputs.bias, problem.bias.map_or(DType::F32, |bias| bias.dtype));
+    let inputs = Inputs { q: &q, k: &k, v: &v, bias: &bias, ..inputs.clone() };
+    let mut outputs = attention(problem, &inputs, transfer);
+    if let std::borrow::Cow::Owned(out) = rounded(&outputs.out, problem.out_dtype) {
+        outputs.out = out;
+    }
+    Ok(outputs)
 }
 
 /// One layer.
@@ -77,7 +95,7 @@ pub(crate) fn run_layer(
 
     let kv = if layer.context_dim.is_some() { &kv } else { &q };
     let (k, v) = (kv.get(k_first..).unwrap_or(&[]), kv.get(v_first..).unwrap_or(&[]));
-    let heads = attention(&problem, &q, k, v, transfer);
+    let heads = attention(&problem, &Inputs::new(&q, k, v), transfer);
     let (w, bias) = (transfer.input(Operand::WO), transfer.input(Operand::BO));
     let mut out = vec![0.0; transfer.output_len(Operand::Out).unwrap_or(0)];
     let (inputs, outputs) = (count(problem.out.row)?, count(layer.out_dim.into())?);
@@ -87,22 +105,23 @@ pub(crate) fn run_layer(
     Ok(Outputs { out, ..heads })
 }
 
-fn attention(
-    problem: &Problem,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    transfer: &Transfer<'_>,
-) -> Outputs {
-    let s = problem.shape;
+fn attention(problem: &Problem, inputs: &Inputs<'_>, transfer: &Transfer<'_>) -> Outputs {
+    let s = problem.tensor_shape();
     let extent = problem.out.extent(s.batch, s.heads, s.q_len, s.v_head_dim);
     let zeros = |n: usize| vec![0.0; n];
     let mut outputs = Outputs {
         out: zeros(extent.and_then(|n| usize::try_from(n).ok()).expect("validated")),
         lse: transfer.output_len(Operand::Lse).map(zeros),
         weights: transfer.output_len(Operand::Weights).map(zeros),
+        scores: transfer.output_len(Operand::Scores).map(zeros),
     };
-    let Outputs { out, lse, weights } = &mut outputs;
-    attend::forward(problem, q, k, v, out, lse.as_deref_mut(), weights.as_deref_mut());
+    let Outputs { out, lse, weights, scores } = &mut outputs;
+    let results = attend::Results {
+        out,
+        lse: lse.as_deref_mut(),
+        weights: weights.as_deref_mut(),
+        scores: scores.as_deref_mut(),
+    };
+    attend::forward(problem, inputs, results);
     outputs
 }

@@ -1,71 +1,65 @@
 //! The fused kernels: scores, softmax and weighted sum in one pass, without a score matrix.
 
-use super::staged::{load, mask, store_lse};
-use super::{AttentionParams, Binding, Kernel};
-use crate::shader::{File, Source, file};
+use super::features::store_lse;
+use super::{AttentionParams, Binding, Element, Features, Kernel, Uses};
+use crate::shader::{Source, file};
 use crate::tuning::{Flash, Tuning};
 
 /// What both forms compile in.
-#[derive(Clone, Copy, Debug)]
-struct Fused {
-    head_dim: u32,
-    v_head_dim: u32,
-    banded: bool,
-    lse: bool,
+fn source(
+    c: &Features,
+    [head_dim, v_head_dim]: [u32; 2],
+    block_q: u32,
     vec4: bool,
-}
-
-impl Fused {
-    fn source(self, block_q: u32) -> (Source, Vec<Binding>) {
-        let (lse, store_lse) = store_lse(self.lse);
-        let source = Source::default()
-            .constant("HEAD_DIM", self.head_dim)
-            .constant("V_HEAD_DIM", self.v_head_dim)
-            .constant("BLOCK_Q", block_q)
-            .file(file!("common/attention.wgsl"))
-            .file(mask(self.banded))
-            .file(file!("score/scale.wgsl"))
-            .file(load("q", self.vec4))
-            .file(load("k", self.vec4))
-            .file(load("v", self.vec4))
-            .file(store_out(self.vec4))
-            .file(store_lse);
-        let mut bindings = vec![
-            Binding::PARAMS,
-            Binding::read("q", self.vec4),
-            Binding::read("k", self.vec4),
-            Binding::read("v", self.vec4),
-            Binding::write("out", self.vec4),
-        ];
-        bindings.extend(lse);
-        (source, bindings)
-    }
-}
-
-fn store_out(vec4: bool) -> File {
-    if vec4 { file!("store/vec4.wgsl") } else { file!("store/scalar.wgsl") }
+) -> (Source, Vec<Binding>) {
+    let (lse, lse_file) = store_lse(c.lse);
+    let (q, load_q) = c.q.read("q", vec4);
+    let (k, load_k) = c.kv.read("k", vec4);
+    let (v, load_v) = c.kv.read("v", vec4);
+    let (out, store_out) = c.out.write_out(vec4);
+    let source = Source::default()
+        .with_f16([c.q, c.kv, c.out].contains(&Element::F16))
+        .constant("HEAD_DIM", head_dim)
+        .constant("V_HEAD_DIM", v_head_dim)
+        .constant("BLOCK_Q", block_q)
+        .flag("PAIRS", c.hides_pairs())
+        .alias("OutElement", c.out.alias());
+    let source = c.add_sinks(c.add_pairs(c.add_rows(source)));
+    let source = source
+        .file(if c.classes { file!("classes/table.wgsl") } else { file!("classes/none.wgsl") })
+        .files(load_q)
+        .files(load_k)
+        .files(load_v)
+        .files(store_out)
+        .file(lse_file);
+    let mut bindings = vec![Binding::PARAMS, q, k, v, out];
+    bindings.extend(lse);
+    bindings.extend(c.bindings(Uses::Fused));
+    (source, bindings)
 }
 
 /// Register tiles: `kernels/flash_tile.wgsl`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct FlashTile {
+#[derive(Clone, Debug)]
+pub(crate) struct FlashTile<'a> {
+    pub(crate) features: &'a Features,
     pub(crate) head_dim: u32,
     pub(crate) v_head_dim: u32,
     pub(crate) block_q: u32,
     /// Columns of out that a workgroup owns at most: more would not fit the registers.
     pub(crate) v_columns: u32,
     pub(crate) q_resident: bool,
-    pub(crate) banded: bool,
-    pub(crate) lse: bool,
     pub(crate) vec4: bool,
 }
 
-impl From<FlashTile> for Kernel {
-    fn from(c: FlashTile) -> Self {
-        let FlashTile { head_dim, v_head_dim, block_q, v_columns, q_resident, banded, lse, vec4 } =
-            c;
-        let (source, bindings) =
-            Fused { head_dim, v_head_dim, banded, lse, vec4 }.source(c.block_q);
+impl FlashTile<'_> {
+    /// Keys of a tile.
+    pub(crate) const BLOCK_KV: u32 = 32;
+}
+
+impl From<FlashTile<'_>> for Kernel {
+    fn from(c: FlashTile<'_>) -> Self {
+        let FlashTile { head_dim, v_head_dim, block_q, v_columns, q_resident, .. } = c;
+        let (source, bindings) = source(c.features, [head_dim, v_head_dim], block_q, c.vec4);
         let q_chunks = if q_resident { head_dim.div_ceil(32) } else { 1 };
         Self {
             name: "flash_tile",
@@ -82,21 +76,24 @@ impl From<FlashTile> for Kernel {
 }
 
 /// Whole rows: `kernels/flash_lane.wgsl`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct FlashLane {
+#[derive(Clone, Debug)]
+pub(crate) struct FlashLane<'a> {
+    pub(crate) features: &'a Features,
     pub(crate) head_dim: u32,
     pub(crate) v_head_dim: u32,
     pub(crate) block_q: u32,
-    pub(crate) banded: bool,
-    pub(crate) lse: bool,
     pub(crate) vec4: bool,
 }
 
-impl From<FlashLane> for Kernel {
-    fn from(c: FlashLane) -> Self {
-        let FlashLane { head_dim, v_head_dim, block_q, banded, lse, vec4 } = c;
-        let (source, bindings) =
-            Fused { head_dim, v_head_dim, banded, lse, vec4 }.source(c.block_q);
+impl FlashLane<'_> {
+    /// Keys of a tile.
+    pub(crate) const BLOCK_KV: u32 = 16;
+}
+
+impl From<FlashLane<'_>> for Kernel {
+    fn from(c: FlashLane<'_>) -> Self {
+        let FlashLane { head_dim, v_head_dim, block_q, .. } = c;
+        let (source, bindings) = source(c.features, [head_dim, v_head_dim], block_q, c.vec4);
         Self {
             name: "flash_lane",
             source: source.file(file!("kernels/flash_lane.wgsl")),
@@ -110,16 +107,25 @@ impl From<FlashLane> for Kernel {
 
 pub(super) fn variants(tuning: &Tuning) -> Vec<Kernel> {
     let mut kernels = Vec::new();
-    for head_dim in [32, 64, 128] {
-        for (banded, lse) in [(false, false), (false, true), (true, false), (true, true)] {
+    // What is asked for most, at every width; every pair of features, at widths by turns.
+    let common =
+        [super::Rows::Full, super::Rows::Band].map(|rows| Features { rows, ..Features::plain() });
+    for features in common.iter().flat_map(|c| [c.clone(), Features { lse: true, ..c.clone() }]) {
+        for head_dim in [32, 64, 128] {
             for vec4 in [true, false] {
-                kernels.push(tuning.flash_kernel(head_dim, head_dim, banded, lse, vec4));
+                kernels.push(tuning.flash_kernel(&features, head_dim, head_dim, vec4));
             }
         }
     }
+    for (i, features) in Features::covering().iter().enumerate() {
+        let head_dim = [64, 128, 32][i % 3];
+        let features = Features { scores: None, ..features.clone() };
+        kernels.push(tuning.flash_kernel(&features, head_dim, head_dim, i % 2 == 0));
+    }
     if matches!(tuning.flash, Flash::Lane { .. }) {
         // What heads too wide for whole rows get.
-        kernels.push(tuning.flash_kernel(192, 192, true, true, true));
+        let features = Features { lse: true, ..common[1].clone() };
+        kernels.push(tuning.flash_kernel(&features, 192, 192, true));
     }
     kernels
 }

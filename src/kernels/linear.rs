@@ -1,7 +1,6 @@
 //! A tiled matrix product with bias: the projections.
 
-use super::staged::load;
-use super::{Binding, Kernel, Product, params};
+use super::{Binding, Element, Kernel, Product, params};
 use crate::shader::{Source, file};
 use crate::tuning::Tuning;
 
@@ -24,14 +23,11 @@ pub(crate) struct Linear {
 impl From<Linear> for Kernel {
     fn from(c: Linear) -> Self {
         let bias = if c.bias { file!("common/bias.wgsl") } else { file!("common/no_bias.wgsl") };
-        let source = Source::default().file(load("x", c.vec4)).file(load("w", c.vec4)).file(bias);
-        let mut bindings = vec![
-            Binding::PARAMS,
-            Binding::read("x", c.vec4),
-            Binding::read("w", c.vec4),
-            Binding::write("y", false),
-        ];
-        bindings.extend(c.bias.then(|| Binding::read("bias", false)));
+        let (x, load_x) = Element::F32.read("x", c.vec4);
+        let (w, load_w) = Element::F32.read("w", c.vec4);
+        let source = Source::default().files(load_x).files(load_w).file(bias);
+        let mut bindings = vec![Binding::PARAMS, x, w, Binding::write("y", "f32")];
+        bindings.extend(c.bias.then(|| Binding::read("bias", "f32")));
         Self {
             name: "linear",
             source: c.product.add_to(source, false, false).file(file!("kernels/linear.wgsl")),

@@ -1,20 +1,26 @@
 //! One module a kernel family: what it binds, what is compiled into it.
 
+use crate::error::PlanError;
 use crate::shader::Source;
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
+mod features;
 mod flash;
 mod linear;
 mod merge;
 mod params;
 mod staged;
+mod tables;
 
+pub(crate) use features::{Element, Features, Rows, Uses};
 pub(crate) use flash::{FlashLane, FlashTile};
 pub(crate) use linear::{Linear, LinearParams};
-pub(crate) use merge::{Fill, Merge};
+pub(crate) use merge::{Convert, Fill, Merge};
 pub use params::Field;
 pub(crate) use params::{AttentionParams, params};
 pub(crate) use staged::{Product, Scores, Softmax, Values};
+pub(crate) use tables::{Classify, Gather, GatherParams, THREADS as TABLE_THREADS};
 
 /// How WGSL declares a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,35 +35,49 @@ pub enum Access {
 }
 
 /// A buffer that a kernel binds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Binding {
-    /// Its name in WGSL. The params field `NAME_base` takes the first element's index.
-    pub name: &'static str,
+    /// Its name in WGSL. The params field `NAME_base` takes the first element's index; a buffer of a caller's
+    /// function starts at its binding.
+    pub name: Cow<'static, str>,
     /// What the kernel does with it.
     pub access: Access,
-    /// Type of an element, or of the whole for a uniform.
+    /// Type of an element in WGSL, or of the whole for a uniform.
     pub element: &'static str,
+    /// Bits of one element of the tensor, of which WGSL's may hold several; 0 of a caller's own buffer.
+    pub bits: u32,
 }
 
 impl Binding {
     /// The uniform that every kernel has first.
-    pub(crate) const PARAMS: Self =
-        Self { name: "params", access: Access::Uniform, element: "Params" };
+    pub(crate) const PARAMS: Self = Self {
+        name: Cow::Borrowed("params"),
+        access: Access::Uniform,
+        element: "Params",
+        bits: 32,
+    };
 
-    /// f32 that is read four at a time where it may be.
-    pub(crate) fn read(name: &'static str, vec4: bool) -> Self {
-        Self { name, access: Access::Read, element: if vec4 { "vec4<f32>" } else { "f32" } }
+    /// 32-bit words that are read.
+    pub(crate) const fn read(name: &'static str, element: &'static str) -> Self {
+        Self { name: Cow::Borrowed(name), access: Access::Read, element, bits: 32 }
     }
 
-    /// f32 that is written, four at a time where it may be.
-    pub(crate) fn write(name: &'static str, vec4: bool) -> Self {
-        Self { access: Access::ReadWrite, ..Self::read(name, vec4) }
+    /// 32-bit words that are written.
+    pub(crate) const fn write(name: &'static str, element: &'static str) -> Self {
+        Self { name: Cow::Borrowed(name), access: Access::ReadWrite, element, bits: 32 }
     }
 
-    /// Bytes of one element of a storage binding.
+    /// Bytes of one WGSL element of a storage binding: where it starts must be a multiple.
     pub(crate) fn element_bytes(&self) -> u64 {
-        if self.element == "vec4<f32>" { 16 } else { 4 }
+        match self.element {
+            "vec4<f32>" => 16,
+            "vec4<f16>" | "vec2<u32>" => 8,
+            "f16" => 2,
+            // Words of which each holds some elements: the base says which is the first.
+            "u32" | "atomic<u32>" if self.bits < 32 => 1,
+            _ => 4,
+        }
     }
 }
 
@@ -107,7 +127,7 @@ impl Kernel {
     /// The declarations of its bindings: made from the list that bind groups are made from.
     fn declarations(&self) -> String {
         let mut text = String::new();
-        for (index, Binding { name, access, element }) in self.bindings.iter().enumerate() {
+        for (index, Binding { name, access, element, .. }) in self.bindings.iter().enumerate() {
             let _ = match access {
                 Access::Uniform => {
                     writeln!(text, "@group(0) @binding({index}) var<uniform> {name}: {element};")
@@ -127,8 +147,57 @@ impl Kernel {
 
     /// Whether some storage binding is read or written four elements at a time.
     pub(crate) fn is_vec4(&self) -> bool {
-        self.bindings.iter().any(|binding| binding.element == "vec4<f32>")
+        self.bindings.iter().any(|binding| binding.element.starts_with("vec"))
     }
+
+    /// Whether it needs the device's own f16.
+    pub(crate) fn needs_f16(&self) -> bool {
+        self.bindings.iter().any(|binding| binding.element.contains("f16"))
+    }
+
+    /// Compiles the WGSL of a kernel that holds a caller's text, up to what needs a device.
+    ///
+    /// # Errors
+    /// [`PlanError::Wgsl`], at a line of the caller's text where it is to blame.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) fn check_callers_text(&self) -> Result<(), PlanError> {
+        use wgpu::naga;
+        use wgpu::naga::valid::{Capabilities, ValidationFlags, Validator};
+        if self.source.callers().is_empty() {
+            return Ok(());
+        }
+        let text = self.wgsl();
+        let error = |line: Option<u32>, message: String| {
+            let (name, line) = line.map_or_else(
+                || (self.source.callers()[0].to_string(), 1),
+                |line| self.locate(line as usize),
+            );
+            let name = name.trim_matches(['(', ')']).to_owned();
+            PlanError::Wgsl { name, line, message }
+        };
+        let module = naga::front::wgsl::parse_str(&text).map_err(|e| {
+            error(e.location(&text).map(|at| at.line_number), e.message().to_owned())
+        })?;
+        let flags = ValidationFlags::all();
+        Validator::new(flags, Capabilities::all())
+            .validate(&module)
+            .map_err(|e| error(e.location(&text).map(|at| at.line_number), whole(e.as_inner())))?;
+        Ok(())
+    }
+
+    /// On the web the browser says it, to the caller's own error handler.
+    #[cfg(target_arch = "wasm32")]
+    #[allow(clippy::unnecessary_wraps, reason = "as elsewhere")]
+    pub(crate) fn check_callers_text(&self) -> Result<(), PlanError> {
+        Ok(())
+    }
+}
+
+/// An error and its causes, in one line.
+#[cfg(not(target_arch = "wasm32"))]
+fn whole(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// Every kernel variant that the planner can choose for a device class, at some sizes that stand for all: what
@@ -140,5 +209,6 @@ pub fn all(class: crate::DeviceClass) -> Vec<Kernel> {
     kernels.extend(flash::variants(&tuning));
     kernels.extend(linear::variants(&tuning));
     kernels.extend(merge::variants(&tuning));
+    kernels.extend(tables::variants(&tuning));
     kernels
 }

@@ -32,10 +32,15 @@ params! {
         v_base: u32, v_batch: u32, v_head: u32, v_row: u32,
         out_base: u32, out_batch: u32, out_head: u32, out_row: u32,
         scores_base: u32, scores_batch: u32, scores_head: u32, scores_row: u32,
+        kept_base: u32, kept_batch: u32, kept_head: u32, kept_row: u32,
         lse_base: u32, lse_batch: u32, lse_head: u32,
         partial_out_base: u32, partial_out_part: u32,
         partial_lse_base: u32, partial_lse_part: u32, parts: u32,
+        mask_base: u32, mask_batch: u32, mask_head: u32, mask_row: u32, mask_key: u32,
+        bias_base: u32, bias_batch: u32, bias_head: u32, bias_row: u32, bias_key: u32,
+        tables_base: u32, sequences_at: u32, rows_at: u32, slopes_at: u32, slopes_batch: u32, sinks_at: u32,
+        classes_base: u32, classes_at: u32, classes_batch: u32, classes_head: u32, classes_row: u32,
         accumulate: u32, neg_infinity: u32,
-        band_begin: i32, band_end: i32, scale: f32,
+        band_begin: i32, band_end: i32, diagonal: i32, scale: f32, softcap: f32,
     }
 }

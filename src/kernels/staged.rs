@@ -1,7 +1,9 @@
 //! The three stages: raw scores, scale and softmax, weighted sum of the values.
 
-use super::{Access, AttentionParams, Binding, Kernel};
-use crate::shader::{File, Source, file};
+use super::features::store_lse;
+use super::{AttentionParams, Binding, Element, Features, Kernel, Uses};
+use crate::problem::ScoreStage;
+use crate::shader::{Source, file};
 use crate::tuning::Tuning;
 
 /// How a matrix product is tiled.
@@ -52,52 +54,32 @@ impl Product {
     }
 }
 
-/// The file that loads four elements of a tensor.
-pub(super) fn load(name: &str, vec4: bool) -> File {
-    if vec4 { file!("load/vec4.wgsl").of(name) } else { file!("load/scalar.wgsl").of(name) }
-}
-
-/// The file that says which keys a row sees.
-pub(super) fn mask(banded: bool) -> File {
-    if banded { file!("mask/band.wgsl") } else { file!("mask/full.wgsl") }
-}
-
-/// The binding and the file that store the lse, or do not.
-pub(super) fn store_lse(asked: bool) -> (Option<Binding>, File) {
-    let binding = Binding { name: "lse", access: Access::ReadWrite, element: "u32" };
-    if asked {
-        (Some(binding), file!("store/lse.wgsl"))
-    } else {
-        (None, file!("store/no_lse.wgsl"))
-    }
-}
-
 /// First stage: `kernels/scores.wgsl`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Scores {
+#[derive(Clone, Debug)]
+pub(crate) struct Scores<'a> {
+    pub(crate) features: &'a Features,
     pub(crate) product: Product,
     pub(crate) head_dim: u32,
-    pub(crate) banded: bool,
     pub(crate) vec4: bool,
 }
 
-impl From<Scores> for Kernel {
-    fn from(c: Scores) -> Self {
+impl From<Scores<'_>> for Kernel {
+    fn from(c: Scores<'_>) -> Self {
+        let features = c.features;
+        let (q, load_q) = features.q.read("q", c.vec4);
+        let (k, load_k) = features.kv.read("k", c.vec4);
+        let every_tile = matches!(features.scores, Some(ScoreStage::Raw | ScoreStage::Capped));
         let source = Source::default()
+            .with_f16([features.q, features.kv].contains(&Element::F16))
             .constant("HEAD_DIM", c.head_dim)
-            .file(file!("common/attention.wgsl"))
-            .file(mask(c.banded))
-            .file(load("q", c.vec4))
-            .file(load("k", c.vec4));
+            .flag("EVERY_TILE", every_tile);
+        let source = features.add_rows(source).files(load_q).files(load_k);
+        let mut bindings = vec![Binding::PARAMS, q, k, Binding::write("scores", "f32")];
+        bindings.extend(features.bindings(Uses::Rows));
         Self {
             name: "scores",
             source: c.product.add_to(source, false, false).file(file!("kernels/scores.wgsl")),
-            bindings: vec![
-                Binding::PARAMS,
-                Binding::read("q", c.vec4),
-                Binding::read("k", c.vec4),
-                Binding::write("scores", false),
-            ],
+            bindings,
             fields: AttentionParams::FIELDS,
             workgroup_size: c.product.workgroup_size(),
             workgroup_bytes: c.product.workgroup_bytes(),
@@ -106,32 +88,37 @@ impl From<Scores> for Kernel {
 }
 
 /// Second stage: `kernels/softmax.wgsl`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Softmax {
+#[derive(Clone, Debug)]
+pub(crate) struct Softmax<'a> {
+    pub(crate) features: &'a Features,
     pub(crate) threads: u32,
     /// Rows that the third stage takes at a time.
     pub(crate) block_m: u32,
     pub(crate) whole_rows: bool,
-    pub(crate) banded: bool,
-    pub(crate) lse: bool,
 }
 
-impl From<Softmax> for Kernel {
-    fn from(c: Softmax) -> Self {
-        let (lse, store_lse) = store_lse(c.lse);
-        let mut bindings = vec![Binding::PARAMS, Binding::write("scores", false)];
+impl From<Softmax<'_>> for Kernel {
+    fn from(c: Softmax<'_>) -> Self {
+        let features = c.features;
+        let (lse, lse_file) = store_lse(features.lse);
+        let keep = match features.scores {
+            None => file!("store/no_kept.wgsl"),
+            Some(ScoreStage::Raw) => file!("store/kept_raw.wgsl"),
+            Some(ScoreStage::Capped) => file!("store/kept_capped.wgsl"),
+            Some(ScoreStage::Biased) => file!("store/kept_biased.wgsl"),
+        };
+        let mut bindings = vec![Binding::PARAMS, Binding::write("scores", "f32")];
         bindings.extend(lse);
+        bindings.extend(features.scores.map(|_| Binding::write("kept", "u32")));
+        bindings.extend(features.bindings(Uses::Softmax));
+        let source = Source::default()
+            .constant("THREADS", c.threads)
+            .constant("BLOCK_M", c.block_m)
+            .flag("WHOLE_ROWS", c.whole_rows);
+        let source = features.add_sinks(features.add_pairs(features.add_rows(source)));
         Self {
             name: "softmax",
-            source: Source::default()
-                .constant("THREADS", c.threads)
-                .constant("BLOCK_M", c.block_m)
-                .flag("WHOLE_ROWS", c.whole_rows)
-                .file(file!("common/attention.wgsl"))
-                .file(mask(c.banded))
-                .file(file!("score/scale.wgsl"))
-                .file(store_lse)
-                .file(file!("kernels/softmax.wgsl")),
+            source: source.file(keep).file(lse_file).file(file!("kernels/softmax.wgsl")),
             bindings,
             fields: AttentionParams::FIELDS,
             workgroup_size: c.threads,
@@ -141,30 +128,40 @@ impl From<Softmax> for Kernel {
 }
 
 /// Third stage: `kernels/values.wgsl`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Values {
+#[derive(Clone, Debug)]
+pub(crate) struct Values<'a> {
+    pub(crate) features: &'a Features,
     pub(crate) product: Product,
     pub(crate) v_head_dim: u32,
-    pub(crate) banded: bool,
     pub(crate) vec4: bool,
 }
 
-impl From<Values> for Kernel {
-    fn from(c: Values) -> Self {
+impl From<Values<'_>> for Kernel {
+    fn from(c: Values<'_>) -> Self {
+        let features = c.features;
+        let (scores, load_scores) = Element::F32.read("scores", c.vec4);
+        let (v, load_v) = features.kv.read("v", false);
+        let (out, mut store_out) = features.out.write_out(false);
+        store_out.push(if features.out == Element::F32 {
+            file!("store/sum.wgsl")
+        } else {
+            file!("store/put.wgsl")
+        });
         let source = Source::default()
+            .with_f16([features.kv, features.out].contains(&Element::F16))
             .constant("V_HEAD_DIM", c.v_head_dim)
-            .file(file!("common/attention.wgsl"))
-            .file(mask(c.banded))
-            .file(load("scores", c.vec4));
+            .flag("PAIRS", features.hides_pairs())
+            .alias("OutElement", features.out.alias());
+        let source = features.add_rows(source).files(load_scores).files(load_v).files(store_out);
+        let mut bindings = vec![Binding::PARAMS, scores, v, out];
+        bindings.extend(features.bindings(Uses::Rows));
         Self {
             name: "values",
-            source: c.product.add_to(source, c.banded, true).file(file!("kernels/values.wgsl")),
-            bindings: vec![
-                Binding::PARAMS,
-                Binding::read("scores", c.vec4),
-                Binding::read("v", false),
-                Binding::write("out", false),
-            ],
+            source: c
+                .product
+                .add_to(source, features.hides(), true)
+                .file(file!("kernels/values.wgsl")),
+            bindings,
             fields: AttentionParams::FIELDS,
             workgroup_size: c.product.workgroup_size(),
             workgroup_bytes: c.product.workgroup_bytes(),
@@ -175,17 +172,28 @@ impl From<Values> for Kernel {
 pub(super) fn variants(tuning: &Tuning) -> Vec<Kernel> {
     let mut kernels = Vec::new();
     let product = tuning.product;
-    for banded in [false, true] {
-        for vec4 in [true, false] {
-            for head_dim in [32, 64, 128] {
-                kernels.push(Scores { product, head_dim, banded, vec4 }.into());
-                kernels.push(Values { product, v_head_dim: head_dim, banded, vec4 }.into());
+    let (threads, block_m) = (tuning.row_threads, product.block().0);
+    let mut add = |features: &Features, head_dims: &[u32], vec4s: &[bool], whole_rows: &[bool]| {
+        for &vec4 in vec4s {
+            for &head_dim in head_dims {
+                kernels.push(Kernel::from(Scores { features, product, head_dim, vec4 }));
+                kernels.push(Values { features, product, v_head_dim: head_dim, vec4 }.into());
             }
         }
-        for (whole_rows, lse) in [(false, false), (false, true), (true, false), (true, true)] {
-            let (threads, block_m) = (tuning.row_threads, product.block().0);
-            kernels.push(Softmax { threads, block_m, whole_rows, banded, lse }.into());
+        for &whole_rows in whole_rows {
+            kernels.push(Softmax { features, threads, block_m, whole_rows }.into());
         }
+    };
+    for rows in [super::Rows::Full, super::Rows::Band] {
+        for lse in [false, true] {
+            let features = Features { rows, lse, ..Features::plain() };
+            let head_dims: &[u32] = if lse { &[] } else { &[32, 64, 128] };
+            add(&features, head_dims, &[true, false], &[true, false]);
+        }
+    }
+    for (i, features) in Features::covering().iter().enumerate() {
+        let features = Features { classes: false, ..features.clone() };
+        add(&features, &[[64, 128, 32][i % 3]], &[i % 2 == 0], &[i % 4 < 2]);
     }
     kernels
 }

@@ -102,7 +102,7 @@ fn run(
     queue.submit([encoder.finish()]);
     device.poll(wgpu::PollType::wait_indefinitely()).expect("a device");
     let [out, lse] = downloads.map(|download| pollster::block_on(download.read()).expect("data"));
-    Got { out, lse: Some(lse), weights: None }
+    Got { out, lse: Some(lse), weights: None, scores: None }
 }
 
 fn bytes(data: &[f32]) -> &[u8] {

@@ -1,9 +1,12 @@
 //! A named problem and its inputs.
 
 use super::At;
+use super::extra::Extra;
 use super::random::Random;
 use std::fmt;
-use wgpu_attention::{Inputs, Problem, Shape, Strides};
+use wgpu_attention::{
+    DType, Inputs, Lengths, Mask, Problem, ScoreStage, Shape, Strides, reference,
+};
 
 /// A named problem.
 #[derive(Clone, Debug)]
@@ -26,17 +29,50 @@ impl Case {
 
     /// The inputs of this case; those of another `draw` are others of the same kind.
     pub(crate) fn tensors(&self, draw: u64) -> Tensors {
-        let s = self.problem.shape;
+        let problem = &self.problem;
+        let s = problem.tensor_shape();
         let mut random = Random::new(draw + 1);
-        let seen = seen_keys(&self.problem);
-        let Problem { q, k, v, .. } = self.problem;
+        let extra = Extra::of(problem, &mut random);
+        let mut tensors = Tensors { extra, ..Tensors::default() };
+        let seen = seen_keys(problem, &tensors);
         let (q_axes, kv_axes) = ([s.batch, s.heads, s.q_len], [s.batch, s.kv_heads, s.kv_len]);
-        let seen = |j: u32| seen[j as usize];
-        Tensors {
-            q: filled(&mut random, q_axes, s.head_dim, q, |_| true, self.sharpness),
-            k: filled(&mut random, kv_axes, s.head_dim, k, seen, 1.0),
-            v: filled(&mut random, kv_axes, s.v_head_dim, v, seen, 1.0),
-        }
+        let seen = |(b, h, j): At| seen[((b * s.kv_heads + h) * s.kv_len + j) as usize];
+        let inputs = tensors.inputs();
+        let real: Vec<bool> = positions(q_axes)
+            .map(|at| !problem_has_lengths(problem) || reaches(problem, &inputs, at))
+            .collect();
+        let real = |(b, h, i): At| real[((b * s.heads + h) * s.q_len + i) as usize];
+        let q = filled(&mut random, q_axes, s.head_dim, problem.q, real, self.sharpness);
+        let k = filled(&mut random, kv_axes, s.head_dim, problem.k, seen, 1.0);
+        let v = filled(&mut random, kv_axes, s.v_head_dim, problem.v, seen, 1.0);
+        tensors.q = rounded(q, problem.dtype);
+        tensors.k = rounded(k, problem.kv_dtype);
+        tensors.v = rounded(v, problem.kv_dtype);
+        tensors
+    }
+}
+
+/// The numbers as they are stored.
+pub(crate) fn rounded(mut data: Vec<f32>, dtype: DType) -> Vec<f32> {
+    for x in &mut data {
+        *x = match dtype {
+            DType::F16 => half::f16::from_f32(*x).to_f32(),
+            DType::BF16 => half::bf16::from_f32(*x).to_f32(),
+            _ => *x,
+        };
+    }
+    data
+}
+
+fn problem_has_lengths(problem: &Problem) -> bool {
+    problem.lengths != Lengths::Full
+}
+
+/// Whether a row is one of its sequence.
+fn reaches(problem: &Problem, inputs: &Inputs<'_>, (batch, _, row): At) -> bool {
+    match problem.lengths {
+        Lengths::PerSequence { q: true, .. } => row < inputs.q_lens[batch as usize],
+        _ => true,
     }
 }
 
@@ -47,12 +83,29 @@ impl fmt::Display for Case {
     }
 }
 
-/// Whether any query sees a key.
-fn seen_keys(problem: &Problem) -> Vec<bool> {
-    let mut seen = vec![false; problem.shape.kv_len as usize];
-    for q_pos in 0..problem.shape.q_len {
-        let range = problem.mask.kv_range(&problem.shape, q_pos);
-        seen[range.start as usize..range.end as usize].fill(true);
+/// Of every row of keys, whether any query sees it.
+fn seen_keys(problem: &Problem, tensors: &Tensors) -> Vec<bool> {
+    let s = problem.tensor_shape();
+    let mut seen = vec![false; (s.batch * s.kv_heads * s.kv_len) as usize];
+    // Scores before biases and masks are those of all pairs, whatever hides them.
+    let mut shown = problem.clone();
+    if matches!(problem.scores, Some(ScoreStage::Raw | ScoreStage::Capped)) {
+        shown.mask = Mask::FULL.along(problem.mask.diagonal);
+        (shown.boolean_mask, shown.bias, shown.mask_function) = (None, None, None);
+    }
+    let problem = &shown;
+    let inputs = tensors.inputs();
+    let group = s.group_size();
+    // Heads see the same keys unless something tells them apart.
+    let by_head = problem.boolean_mask.is_some_and(|mask| mask.pairs.axes[1] != 1)
+        || problem.bias.is_some_and(|bias| bias.pairs.axes[1] != 1)
+        || problem.mask_function.is_some();
+    for (b, h, i) in rows(&s).filter(|at| by_head || at.1.is_multiple_of(group)) {
+        let first = (b * s.kv_heads + h / group) * s.kv_len;
+        let shown = reference::visible(problem, &inputs, (b, h, i));
+        for (seen, shown) in seen[first as usize..].iter_mut().zip(shown) {
+            *seen |= shown;
+        }
     }
     seen
 }
@@ -63,11 +116,11 @@ fn filled(
     [batch, heads, len]: [u32; 3],
     dim: u32,
     strides: Strides,
-    used: impl Fn(u32) -> bool,
+    used: impl Fn(At) -> bool,
     amplitude: f32,
 ) -> Vec<f32> {
     let mut data = vec![f32::NAN; extent(strides, [batch, heads, len], dim)];
-    for at in positions([batch, heads, len]).filter(|at| used(at.2)) {
+    for at in positions([batch, heads, len]).filter(|at| used(*at)) {
         for x in &mut data[start(strides, at)..][..dim as usize] {
             *x = random.unit() * amplitude;
         }
@@ -76,16 +129,28 @@ fn filled(
 }
 
 /// Inputs of one problem; each as long as its strides reach.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Tensors {
     pub(crate) q: Vec<f32>,
     pub(crate) k: Vec<f32>,
     pub(crate) v: Vec<f32>,
+    pub(crate) extra: Extra,
 }
 
 impl Tensors {
     pub(crate) fn inputs(&self) -> Inputs<'_> {
-        Inputs::new(&self.q, &self.k, &self.v)
+        let e = &self.extra;
+        let inputs = Inputs::new(&self.q, &self.k, &self.v)
+            .mask(&e.mask)
+            .bias(&e.bias)
+            .alibi_slopes(&e.alibi_slopes)
+            .sinks(&e.sinks)
+            .diag_offsets(&e.diag_offsets)
+            .q_lens(&e.q_lens)
+            .kv_lens(&e.kv_lens)
+            .cu_seqlens_q(&e.cu_seqlens_q)
+            .cu_seqlens_k(&e.cu_seqlens_k);
+        e.buffers.iter().fold(inputs, |inputs, (name, words)| inputs.buffer(name, words))
     }
 }
 

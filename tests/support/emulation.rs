@@ -1,8 +1,11 @@
 //! The formula in f32, one row at a time: how far off an honest f32 evaluation is.
 
 use super::At;
-use super::case::{Tensors, extent, rows, start};
-use wgpu_attention::{Outputs, Problem, Strides};
+use super::case::{Tensors, extent, rounded, rows, start};
+use std::ops::Range;
+use wgpu_attention::{
+    Diagonal, Lengths, Outputs, Pair, Problem, ScoreStage, Slopes, Strides, reference,
+};
 
 /// Results of a whole problem, or of something that pretends to be one.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,11 +16,14 @@ pub(crate) struct Got {
     pub(crate) lse: Option<Vec<f32>>,
     /// `[batch, heads, q_len, kv_len]`.
     pub(crate) weights: Option<Vec<f32>>,
+    /// `[batch, heads, q_len, kv_len]`.
+    pub(crate) scores: Option<Vec<f32>>,
 }
 
 impl From<Outputs> for Got {
     fn from(outputs: Outputs) -> Self {
-        Self { out: outputs.out, lse: outputs.lse, weights: outputs.weights }
+        let Outputs { out, lse, weights, scores, .. } = outputs;
+        Self { out, lse, weights, scores }
     }
 }
 
@@ -26,40 +32,145 @@ pub(crate) struct Row {
     pub(crate) out: Vec<f32>,
     pub(crate) lse: f32,
     pub(crate) weights: Vec<f32>,
+    /// Of the stage that the problem asks for; -inf where there is none.
+    pub(crate) scores: Vec<f32>,
 }
 
-/// One row: no fused operation, no order of sums but the plain one.
+/// One row: no fused operation, no order of sums but the plain one; out as it is stored. Which keys are visible, and
+/// where rows are in their sequences, it takes from the definition.
 pub(crate) fn row(problem: &Problem, tensors: &Tensors, at: At) -> Row {
     let s = problem.shape;
-    let (batch, head, q_pos) = at;
+    let (batch, head, _) = at;
     let kv_head = head / s.group_size();
     let line = |data, strides, at, dim: u32| line(data, strides, at, dim);
     let query = line(&tensors.q, problem.q, at, s.head_dim);
-    let visible = problem.mask.kv_range(&s, q_pos);
+    let visible = reference::visible(problem, &tensors.inputs(), at);
+    let place = Place::of(problem, tensors, at);
     let mut scores = vec![0.0_f32; s.kv_len as usize];
-    let mut max = f32::NEG_INFINITY;
-    for j in visible.clone() {
+    let mut kept = vec![f32::NEG_INFINITY; s.kv_len as usize];
+    let sink = if problem.sinks && place.real {
+        tensors.extra.sinks[head as usize]
+    } else {
+        f32::NEG_INFINITY
+    };
+    let mut max = sink;
+    for (j, shown) in (0..s.kv_len).zip(&visible) {
+        let within = place.real && place.keys.contains(&j);
+        if !shown && !(within && problem.scores.is_some()) {
+            continue;
+        }
         let key = line(&tensors.k, problem.k, (batch, kv_head, j), s.head_dim);
         let dot = query.iter().zip(key).fold(0.0, |sum, (a, b)| sum + a * b);
-        scores[j as usize] = dot * problem.effective_scale();
-        max = max.max(scores[j as usize]);
+        let raw = dot * problem.effective_scale();
+        let capped = problem.softcap.map_or(raw, |cap| cap * (raw / cap).tanh());
+        let score = if *shown { place.biased(problem, tensors, capped, head, j) } else { 0.0 };
+        match problem.scores {
+            Some(ScoreStage::Raw) => kept[j as usize] = raw,
+            Some(ScoreStage::Capped) => kept[j as usize] = capped,
+            Some(_) if *shown => kept[j as usize] = score,
+            _ => {}
+        }
+        if *shown {
+            scores[j as usize] = score;
+            max = max.max(score);
+        }
     }
     let mut weights = vec![0.0; s.kv_len as usize];
     let mut out = vec![0.0; s.v_head_dim as usize];
-    let mut sum = 0.0;
-    for j in visible.clone() {
+    let mut sum = (sink - max).exp();
+    for j in (0..s.kv_len).filter(|j| visible[*j as usize]) {
         let p = (scores[j as usize] - max).exp();
         sum += p;
         weights[j as usize] = p;
         let value = line(&tensors.v, problem.v, (batch, kv_head, j), s.v_head_dim);
         out.iter_mut().zip(value).for_each(|(o, v)| *o += p * v);
     }
-    if visible.is_empty() {
-        return Row { out, lse: f32::NEG_INFINITY, weights };
+    if max == f32::NEG_INFINITY {
+        return Row { out, lse: f32::NEG_INFINITY, weights, scores: kept };
     }
     out.iter_mut().for_each(|o| *o /= sum);
     weights.iter_mut().for_each(|p| *p /= sum);
-    Row { out, lse: max + sum.ln(), weights }
+    let out = rounded(out, problem.out_dtype);
+    Row { out, lse: max + sum.ln(), weights, scores: kept }
+}
+
+/// Where a row is: written down once more, apart from the crate's own.
+struct Place {
+    batch: u32,
+    q_pos: u32,
+    /// Rows of k of its sequence.
+    keys: Range<u32>,
+    diagonal: i64,
+    real: bool,
+}
+
+impl Place {
+    fn of(problem: &Problem, tensors: &Tensors, (batch, _, row): At) -> Self {
+        let (s, e) = (problem.shape, &tensors.extra);
+        let (mut batch, mut rows, mut keys) = (batch, 0..s.q_len, 0..s.kv_len);
+        match problem.lengths {
+            Lengths::PerSequence { q, kv } => {
+                let b = batch as usize;
+                rows.end = if q { e.q_lens[b] } else { rows.end };
+                keys.end = if kv { e.kv_lens[b] } else { keys.end };
+            }
+            Lengths::Packed => {
+                let holds = |b: &u32| {
+                    let b = *b as usize;
+                    (e.cu_seqlens_q[b]..e.cu_seqlens_q[b + 1]).contains(&row)
+                };
+                batch = (0..s.batch).find(holds).expect("every row has a sequence");
+                let b = batch as usize;
+                rows = e.cu_seqlens_q[b]..e.cu_seqlens_q[b + 1];
+                keys = e.cu_seqlens_k[b]..e.cu_seqlens_k[b + 1];
+            }
+            _ => {}
+        }
+        let (q_len, kv_len) = (i64::from(rows.end - rows.start), i64::from(keys.end - keys.start));
+        let diagonal = match problem.mask.diagonal {
+            Diagonal::BottomRight => kv_len - q_len,
+            Diagonal::TopLeft => 0,
+            Diagonal::Offset(offset) => offset.into(),
+            _ => e.diag_offsets[batch as usize].into(),
+        };
+        Self {
+            batch,
+            q_pos: row.wrapping_sub(rows.start),
+            keys,
+            diagonal,
+            real: rows.contains(&row),
+        }
+    }
+
+    /// ALiBi, bias, the caller's function.
+    fn biased(&self, problem: &Problem, tensors: &Tensors, s: f32, head: u32, key: u32) -> f32 {
+        let e = &tensors.extra;
+        let kv_pos = key - self.keys.start;
+        let mut s = s;
+        if let Some(slopes) = problem.alibi {
+            let first = match slopes {
+                Slopes::PerSequence => self.batch * problem.shape.heads,
+                _ => 0,
+            };
+            let distance = (i64::from(self.q_pos) + self.diagonal - i64::from(kv_pos)).abs();
+            #[allow(clippy::cast_precision_loss, reason = "as f32 has it")]
+            let distance = distance as f32;
+            s -= e.alibi_slopes[(first + head) as usize] * distance;
+        }
+        if let Some(bias) = problem.bias {
+            let at = [self.batch, head, self.q_pos, kv_pos];
+            let strides = bias.pairs.strides;
+            let index: u64 = at.iter().zip(strides).map(|(i, stride)| u64::from(*i) * stride).sum();
+            s = (s + e.bias[usize::try_from(index).expect("in memory")]).max(f32::MIN);
+        }
+        if let Some(function) = &problem.score_function {
+            let pair = Pair::new(self.batch, head, self.q_pos, kv_pos, self.diagonal);
+            #[allow(clippy::cast_possible_truncation, reason = "rounded once")]
+            let changed = function.apply(f64::from(s), pair) as f32;
+            s = changed;
+        }
+        s
+    }
 }
 
 fn line(data: &[f32], strides: Strides, at: At, dim: u32) -> &[f32] {
@@ -68,14 +179,16 @@ fn line(data: &[f32], strides: Strides, at: At, dim: u32) -> &[f32] {
 
 /// Every row; all outputs, asked for or not.
 pub(crate) fn forward(problem: &Problem, tensors: &Tensors) -> Got {
-    let s = problem.shape;
+    let s = problem.tensor_shape();
     let mut out = vec![0.0; extent(problem.out, [s.batch, s.heads, s.q_len], s.v_head_dim)];
-    let (mut lse, mut weights) = (Vec::new(), Vec::new());
+    let (mut lse, mut weights, mut scores) = (Vec::new(), Vec::new(), Vec::new());
     for at in rows(&s) {
         let row = row(problem, tensors, at);
         out[start(problem.out, at)..][..row.out.len()].copy_from_slice(&row.out);
         lse.push(row.lse);
         weights.extend(row.weights);
+        scores.extend(row.scores);
     }
-    Got { out, lse: Some(lse), weights: Some(weights) }
+    let scores = problem.scores.map(|_| scores);
+    Got { out, lse: Some(lse), weights: Some(weights), scores }
 }

@@ -19,7 +19,8 @@ const POOL: u64 = 768;
 pub(crate) struct Answer {
     what: String,
     problem: Problem,
-    rows: Vec<(At, reference::Row)>,
+    /// Where, what, and which keys it sees.
+    rows: Vec<(At, reference::Row, Vec<bool>)>,
     pub(crate) bounds: Bounds,
 }
 
@@ -29,12 +30,13 @@ pub(crate) struct Bounds {
     pub(crate) out: f64,
     pub(crate) lse: f64,
     pub(crate) weights: f64,
+    pub(crate) scores: f64,
 }
 
 impl Answer {
     /// The answer for the case's own inputs, draw 0.
     pub(crate) fn of(case: &Case) -> Self {
-        let s = case.problem.shape;
+        let s = case.problem.tensor_shape();
         let row_work = (u64::from(s.kv_len) * u64::from(s.head_dim + s.v_head_dim)).max(1);
         let at = sampled(&s, usize::try_from((BUDGET / row_work).max(48)).unwrap_or(usize::MAX));
         let answer = Self::for_rows(case.to_string(), &case.problem, &case.tensors(0), &at);
@@ -42,7 +44,8 @@ impl Answer {
         let draws = POOL.div_ceil(at.len().max(1) as u64).min(BUDGET / work);
         (1..draws).fold(answer, |mut answer, draw| {
             let other = Self::for_rows(String::new(), &case.problem, &case.tensors(draw), &at);
-            let Bounds { out, lse, weights } = &mut answer.bounds;
+            let Bounds { out, lse, weights, scores } = &mut answer.bounds;
+            *scores = scores.max(other.bounds.scores);
             *out = out.max(other.bounds.out);
             *lse = lse.max(other.bounds.lse);
             *weights = weights.max(other.bounds.weights);
@@ -52,32 +55,43 @@ impl Answer {
 
     /// The answer for given inputs and rows.
     pub(crate) fn for_rows(what: String, problem: &Problem, tensors: &Tensors, at: &[At]) -> Self {
-        let Tensors { q, k, v } = tensors;
-        let mut off = Bounds { out: 0.0, lse: 0.0, weights: 0.0 };
+        let inputs = tensors.inputs();
+        let mut off = Bounds { out: 0.0, lse: 0.0, weights: 0.0, scores: 0.0 };
         let rows: Vec<_> = (at.iter())
             .map(|&at| {
-                let want = reference::row(problem, q, k, v, at);
+                let want = reference::row(problem, &inputs, at);
                 let plain = emulation::row(problem, tensors, at);
                 off.out = largest(off.out, &plain.out, &want.out);
                 off.lse = largest(off.lse, &[plain.lse], &[want.lse]);
                 off.weights = largest(off.weights, &plain.weights, &want.weights);
-                (at, want)
+                off.scores = largest(off.scores, &plain.scores, &want.scores);
+                (at, want, reference::visible(problem, &inputs, at))
             })
             .collect();
         let bound = |off: f64| 2.0 * off + FLOOR;
-        let bounds =
-            Bounds { out: bound(off.out), lse: bound(off.lse), weights: bound(off.weights) };
-        Self { what, problem: *problem, rows, bounds }
+        let bounds = Bounds {
+            out: bound(off.out),
+            lse: bound(off.lse),
+            weights: bound(off.weights),
+            scores: bound(off.scores),
+        };
+        Self { what, problem: problem.clone(), rows, bounds }
     }
 
     /// Judges every output asked for, each by itself. The error names the case and the worst element.
     pub(crate) fn check(&self, got: &Got) -> Result<(), String> {
-        let s = self.problem.shape;
+        let s = self.problem.tensor_shape();
         let mut worst = Worst::default();
         let rows = s.batch as usize * s.heads as usize * s.q_len as usize;
         let widths = [
             (self.problem.lse, got.lse.as_ref(), rows, "lse"),
             (self.problem.weights, got.weights.as_ref(), rows * s.kv_len as usize, "weights"),
+            (
+                self.problem.scores.is_some(),
+                got.scores.as_ref(),
+                rows * s.kv_len as usize,
+                "scores",
+            ),
         ];
         for (asked, given, len, name) in widths {
             let actual = given.map(Vec::len);
@@ -86,21 +100,27 @@ impl Answer {
             }
         }
         self.check_places(&got.out)?;
-        for (at, want) in &self.rows {
-            let visible = self.problem.mask.kv_range(&s, at.2);
+        for (at, want, visible) in &self.rows {
             let within = |bound: f64, exact: bool| if exact { 0.0 } else { bound };
+            let nothing = !visible.contains(&true);
             let out = &got.out[start(self.problem.out, *at)..][..s.v_head_dim as usize];
-            let bound = within(self.bounds.out, visible.is_empty());
+            let bound = within(self.bounds.out, nothing);
             worst.see("out", *at, out, &want.out, |_| bound);
             let row = ((at.0 * s.heads + at.1) * s.q_len + at.2) as usize;
             if let Some(lse) = got.lse.as_ref().filter(|_| self.problem.lse) {
-                let bound = within(self.bounds.lse, visible.is_empty());
+                let bound = within(self.bounds.lse, want.lse == f64::NEG_INFINITY);
                 worst.see("lse", *at, &lse[row..=row], &[want.lse], |_| bound);
             }
+            let of_row =
+                |matrix: &'_ [f32]| matrix[row * s.kv_len as usize..][..s.kv_len as usize].to_vec();
             if let Some(weights) = got.weights.as_ref().filter(|_| self.problem.weights) {
-                let weights = &weights[row * s.kv_len as usize..][..s.kv_len as usize];
-                worst.see("weights", *at, weights, &want.weights, |j| {
-                    within(self.bounds.weights, !visible.contains(&j))
+                worst.see("weights", *at, &of_row(weights), &want.weights, |j| {
+                    within(self.bounds.weights, !visible[j as usize])
+                });
+            }
+            if let Some(scores) = got.scores.as_ref().filter(|_| self.problem.scores.is_some()) {
+                worst.see("scores", *at, &of_row(scores), &want.scores, |j| {
+                    within(self.bounds.scores, want.scores[j as usize] == f64::NEG_INFINITY)
                 });
             }
         }
@@ -109,7 +129,7 @@ impl Answer {
 
     /// Elements of `out` between rows are 0; those of rows are no NaN, also where a row is not sampled.
     fn check_places(&self, out: &[f32]) -> Result<(), String> {
-        let s = self.problem.shape;
+        let s = self.problem.tensor_shape();
         let len = extent(self.problem.out, [s.batch, s.heads, s.q_len], s.v_head_dim);
         if out.len() != len {
             return Err(format!("out of length {}, not {len}: {}", out.len(), self.what));

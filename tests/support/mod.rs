@@ -6,10 +6,14 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod attend;
 pub(crate) mod buffers;
 pub(crate) mod case;
 pub(crate) mod catalogue;
+pub(crate) mod draw;
 pub(crate) mod emulation;
+pub(crate) mod extra;
+pub(crate) mod functions;
 pub(crate) mod judge;
 pub(crate) mod random;
 pub(crate) mod real;

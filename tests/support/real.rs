@@ -68,7 +68,12 @@ fn sequences(file: &SafeTensors<'_>, (name, scale, causal): (&str, f32, bool)) -
                 .with_lse();
             Call {
                 case: Case::new(&format!("{name}, sequence {b}"), problem),
-                tensors: Tensors { q: part(&q, b), k: part(&k, b), v: part(&v, b) },
+                tensors: Tensors {
+                    q: part(&q, b),
+                    k: part(&k, b),
+                    v: part(&v, b),
+                    ..Tensors::default()
+                },
                 out: part(&out, b),
             }
         })

@@ -27,7 +27,7 @@ impl Target {
 
     /// Whether it has the outputs that the problem asks for.
     pub(crate) fn gives(self, problem: &Problem) -> bool {
-        !(problem.weights && matches!(self, Self::Flash(_)))
+        !((problem.weights || problem.scores.is_some()) && matches!(self, Self::Flash(_)))
     }
 
     /// # Panics

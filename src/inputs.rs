@@ -1,0 +1,152 @@
+//! Inputs of one attention in host memory, and what a pair of them comes to.
+
+use crate::function::Pair;
+use crate::problem::{Problem, Slopes};
+use crate::sequence::Place;
+
+/// Inputs of one attention. Slices may be longer than the problem's strides reach: views of one packed buffer
+/// run to its end. What the problem does not ask for is not read.
+///
+/// Tensors are f32 whatever their storage type: what uploads them rounds them.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Inputs<'a> {
+    /// `[batch, heads, q_len, head_dim]`.
+    pub q: &'a [f32],
+    /// `[batch, kv_heads, kv_len, head_dim]`.
+    pub k: &'a [f32],
+    /// `[batch, kv_heads, kv_len, v_head_dim]`.
+    pub v: &'a [f32],
+    /// As the boolean mask's axes and strides say, one a pair; true attends.
+    pub mask: &'a [bool],
+    /// As the bias's axes and strides say.
+    pub bias: &'a [f32],
+    /// `[heads]` or `[batch, heads]`.
+    pub alibi_slopes: &'a [f32],
+    /// `[heads]`.
+    pub sinks: &'a [f32],
+    /// `[batch]`.
+    pub diag_offsets: &'a [i32],
+    /// `[batch]`.
+    pub q_lens: &'a [u32],
+    /// `[batch]`.
+    pub kv_lens: &'a [u32],
+    /// `[batch + 1]`.
+    pub cu_seqlens_q: &'a [u32],
+    /// `[batch + 1]`.
+    pub cu_seqlens_k: &'a [u32],
+    /// The buffers of the caller's functions, by name, as 32-bit words. The functions' closures do not read them.
+    pub buffers: Vec<(&'a str, &'a [u32])>,
+}
+
+/// One builder method a slice.
+macro_rules! slices {
+    ($($(#[$meta:meta])* $name:ident: $element:ty),* $(,)?) => {
+        $($(#[$meta])* #[must_use] pub fn $name(self, $name: &'a [$element]) -> Self {
+            Self { $name, ..self }
+        })*
+    };
+}
+
+impl<'a> Inputs<'a> {
+    /// The inputs of every attention; shapes as the problem's layout says.
+    pub fn new(q: &'a [f32], k: &'a [f32], v: &'a [f32]) -> Self {
+        Self { q, k, v, ..Self::default() }
+    }
+
+    slices! {
+        /// Gives the boolean mask.
+        mask: bool,
+        /// Gives the bias.
+        bias: f32,
+        /// Gives the slopes of ALiBi.
+        alibi_slopes: f32,
+        /// Gives the sinks.
+        sinks: f32,
+        /// Gives the diagonals' offsets.
+        diag_offsets: i32,
+        /// Gives the lengths of queries.
+        q_lens: u32,
+        /// Gives the lengths of keys.
+        kv_lens: u32,
+        /// Gives where sequences of queries start.
+        cu_seqlens_q: u32,
+        /// Gives where sequences of keys start.
+        cu_seqlens_k: u32,
+    }
+
+    /// Gives a buffer of the caller's functions, as 32-bit words.
+    #[must_use]
+    pub fn buffer(mut self, name: &'a str, words: &'a [u32]) -> Self {
+        self.buffers.push((name, words));
+        self
+    }
+}
+
+/// What one pair comes to.
+pub(crate) struct PairValue<'a> {
+    pub(crate) problem: &'a Problem,
+    pub(crate) inputs: &'a Inputs<'a>,
+}
+
+impl PairValue<'_> {
+    /// After the soft cap.
+    pub(crate) fn capped(&self, s: f64) -> f64 {
+        self.problem.softcap.map_or(s, |cap| f64::from(cap) * (s / f64::from(cap)).tanh())
+    }
+
+    /// After every bias; `None` where the pair is hidden. `key` is in tensor coordinates, and within the length.
+    pub(crate) fn biased(&self, capped: f64, place: &Place, head: u32, key: u32) -> Option<f64> {
+        let (problem, inputs) = (self.problem, self.inputs);
+        let sequence = place.sequence;
+        let pair = Pair {
+            batch: sequence.batch,
+            head,
+            q_pos: place.q_pos,
+            kv_pos: key - sequence.kv_start,
+            diagonal: sequence.diagonal,
+        };
+        let at = [pair.batch, head, pair.q_pos, pair.kv_pos];
+        let index = |n: u64| usize::try_from(n).expect("in memory");
+        if problem.boolean_mask.is_some_and(|mask| !inputs.mask[index(mask.pairs.index(at))]) {
+            return None;
+        }
+        if problem.mask_function.as_ref().is_some_and(|function| !function.shows(pair)) {
+            return None;
+        }
+        let mut s = capped;
+        if let Some(slopes) = problem.alibi {
+            let first = match slopes {
+                Slopes::PerHead => 0,
+                Slopes::PerSequence => pair.batch as usize * problem.shape.heads as usize,
+            };
+            let distance = i64::from(pair.q_pos) + pair.diagonal - i64::from(pair.kv_pos);
+            #[allow(clippy::cast_precision_loss, reason = "positions are below 2^33")]
+            let distance = distance.abs() as f64;
+            s -= f64::from(inputs.alibi_slopes[first + head as usize]) * distance;
+        }
+        if let Some(bias) = problem.bias {
+            let bias = inputs.bias[index(bias.pairs.index(at))];
+            if bias == f32::NEG_INFINITY {
+                return None;
+            }
+            s += f64::from(bias);
+        }
+        Some(problem.score_function.as_ref().map_or(s, |function| function.apply(s, pair)))
+    }
+}
+
+/// The standard slopes of ALiBi for `heads` heads: a geometric sequence that ends at 2^-8, and where `heads` is no
+/// power of two, every other slope of twice as many heads after that of the largest power below. See
+/// [Train Short, Test Long](https://arxiv.org/abs/2108.12409).
+pub fn alibi_slopes(heads: u32) -> Vec<f32> {
+    if heads == 0 {
+        return Vec::new();
+    }
+    let of = |power: u32, i: u32| (-8.0 * f64::from(i + 1) / f64::from(power)).exp2();
+    let power = 1 << heads.ilog2();
+    #[allow(clippy::cast_possible_truncation, reason = "rounded once, from f64")]
+    let round = |x: f64| x as f32;
+    let first = (0..power).map(|i| round(of(power, i)));
+    first.chain((0..heads - power).map(|i| round(of(2 * power, 2 * i)))).collect()
+}

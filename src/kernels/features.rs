@@ -1,0 +1,495 @@
+//! What an attention kernel compiles in, by what the problem asks for: each feature is a file that supplies a
+//! function.
+
+use super::{Access, Binding};
+use crate::device::Capabilities;
+use crate::function::{Text, bounded};
+use crate::pairs::MaskFormat;
+use crate::problem::{Lengths, Problem, ScoreStage};
+use crate::shader::{File, Source, file};
+use crate::shape::DType;
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// A storage type as shaders see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Element {
+    F32,
+    /// The device's own f16.
+    F16,
+    /// f16, two of a 32-bit word.
+    PackedF16,
+    /// bf16, two of a 32-bit word.
+    PackedBf16,
+}
+
+impl Element {
+    /// `native`: the device has f16 of its own.
+    pub(crate) fn of(dtype: DType, native: bool) -> Self {
+        match dtype {
+            DType::F32 => Self::F32,
+            DType::F16 if native => Self::F16,
+            DType::F16 => Self::PackedF16,
+            DType::BF16 => Self::PackedBf16,
+        }
+    }
+
+    /// What WGSL converts a result to.
+    pub(super) fn alias(self) -> &'static str {
+        if self == Self::F16 { "f16" } else { "f32" }
+    }
+
+    fn bits(self) -> u32 {
+        if self == Self::F32 { 32 } else { 16 }
+    }
+
+    fn binding(self, name: &'static str, access: Access, vec4: bool) -> Binding {
+        let element = match (self, vec4, access) {
+            (Self::F32, true, _) => "vec4<f32>",
+            (Self::F32, false, _) => "f32",
+            (Self::F16, true, _) => "vec4<f16>",
+            (Self::F16, false, _) => "f16",
+            (Self::PackedF16 | Self::PackedBf16, true, _) => "vec2<u32>",
+            // Neighbours share a word: their writers must not undo one another.
+            (Self::PackedF16 | Self::PackedBf16, false, Access::ReadWrite) => "atomic<u32>",
+            (Self::PackedF16 | Self::PackedBf16, false, _) => "u32",
+        };
+        Binding { name: Cow::Borrowed(name), access, element, bits: self.bits() }
+    }
+
+    /// An input, read four elements at a time where it may be, and the files that load it.
+    pub(super) fn read(self, name: &'static str, vec4: bool) -> (Binding, Vec<File>) {
+        let unpack = match self {
+            Self::F32 | Self::F16 => None,
+            Self::PackedF16 => Some(file!("load/unpack_f16.wgsl").of(name)),
+            Self::PackedBf16 => Some(file!("load/unpack_bf16.wgsl").of(name)),
+        };
+        let load = match (unpack.is_some(), vec4) {
+            (false, false) => file!("load/scalar.wgsl"),
+            (false, true) => file!("load/vec4.wgsl"),
+            (true, false) => file!("load/half_scalar.wgsl"),
+            (true, true) => file!("load/half_vec4.wgsl"),
+        };
+        let files = unpack.into_iter().chain([load.of(name)]).collect();
+        (self.binding(name, Access::Read, vec4), files)
+    }
+
+    /// `out`, written four elements at a time where it may be, and the files that store it.
+    pub(super) fn write_out(self, vec4: bool) -> (Binding, Vec<File>) {
+        let half = match self {
+            Self::F32 | Self::F16 => None,
+            Self::PackedF16 => Some(file!("store/half_f16.wgsl")),
+            Self::PackedBf16 => Some(file!("store/half_bf16.wgsl")),
+        };
+        let store = match (half.is_some(), vec4) {
+            (false, false) => file!("store/scalar.wgsl"),
+            (false, true) => file!("store/vec4.wgsl"),
+            (true, false) => file!("store/half_scalar.wgsl"),
+            (true, true) => file!("store/half_vec4.wgsl"),
+        };
+        let files = half.into_iter().chain([store]).collect();
+        (self.binding("out", Access::ReadWrite, vec4), files)
+    }
+}
+
+/// How a kernel finds out what a row sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Rows {
+    /// Every key.
+    Full,
+    /// One band for all.
+    Band,
+    /// A record a batch entry.
+    Sequences,
+    /// A record a sequence, and of each row whose it is.
+    Packed,
+}
+
+impl Rows {
+    fn in_tables(self) -> bool {
+        matches!(self, Self::Sequences | Self::Packed)
+    }
+}
+
+/// What a problem asks of its kernels.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Features {
+    pub(crate) q: Element,
+    pub(crate) kv: Element,
+    pub(crate) out: Element,
+    pub(crate) rows: Rows,
+    pub(crate) softcap: bool,
+    pub(crate) alibi: bool,
+    pub(crate) sinks: bool,
+    pub(crate) mask: Option<MaskFormat>,
+    pub(crate) bias: Option<DType>,
+    pub(crate) score: Option<Text>,
+    pub(crate) visible: Option<Text>,
+    /// Buffers of the two functions.
+    pub(crate) buffers: Vec<(Arc<str>, &'static str)>,
+    /// Tiles are classified before.
+    pub(crate) classes: bool,
+    pub(crate) lse: bool,
+    pub(crate) scores: Option<ScoreStage>,
+}
+
+/// Which features a kernel has a use for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Uses {
+    /// What rows see.
+    Rows,
+    /// That, and the scores of pairs and which are visible.
+    Pairs,
+    /// That, and sinks.
+    Softmax,
+    /// That, and classes.
+    Fused,
+    /// Sinks alone.
+    Sinks,
+}
+
+impl Features {
+    /// `banded`: the mask hides some key of the shape from some query.
+    pub(crate) fn of(problem: &Problem, capabilities: &Capabilities, banded: bool) -> Self {
+        let element = |dtype| Element::of(dtype, capabilities.f16);
+        let rows = match problem.lengths {
+            Lengths::Packed => Rows::Packed,
+            _ if problem.has_sequences() => Rows::Sequences,
+            _ if banded => Rows::Band,
+            _ => Rows::Full,
+        };
+        Self {
+            q: element(problem.dtype),
+            kv: element(problem.kv_dtype),
+            out: element(problem.out_dtype),
+            rows,
+            softcap: problem.softcap.is_some(),
+            alibi: problem.alibi.is_some(),
+            sinks: problem.sinks,
+            mask: problem.boolean_mask.map(|mask| mask.format),
+            bias: problem.bias.map(|bias| bias.dtype),
+            score: problem.score_function.as_ref().map(|function| function.text.clone()),
+            visible: problem.mask_function.as_ref().map(|function| function.text.clone()),
+            buffers: problem.function_buffers().expect("validated"),
+            classes: false,
+            lse: problem.lse,
+            scores: problem.scores,
+        }
+    }
+
+    /// Plain f32 attention.
+    pub(crate) fn plain() -> Self {
+        Self {
+            q: Element::F32,
+            kv: Element::F32,
+            out: Element::F32,
+            rows: Rows::Full,
+            softcap: false,
+            alibi: false,
+            sinks: false,
+            mask: None,
+            bias: None,
+            score: None,
+            visible: None,
+            buffers: Vec::new(),
+            classes: false,
+            lse: false,
+            scores: None,
+        }
+    }
+
+    /// What a kernel of finished rows has to know of rows: which have a sink.
+    pub(super) fn sink_rows(&self) -> Self {
+        let rows = if self.sinks { self.rows } else { Rows::Full };
+        Self { rows, ..self.clone() }
+    }
+
+    /// Whether a pair in the band may be hidden.
+    pub(crate) fn hides_pairs(&self) -> bool {
+        self.mask.is_some() || self.bias.is_some() || self.visible.is_some()
+    }
+
+    /// Whether some row may not see some key.
+    pub(crate) fn hides(&self) -> bool {
+        self.rows != Rows::Full || self.hides_pairs()
+    }
+
+    /// Whether the kernel binds the table of small inputs.
+    pub(crate) fn binds_tables(&self, uses: Uses) -> bool {
+        let (pairs, sinks, classes) = match uses {
+            Uses::Rows => (false, false, false),
+            Uses::Pairs => (true, false, false),
+            Uses::Softmax => (true, true, false),
+            Uses::Fused => (true, true, true),
+            Uses::Sinks => return self.sinks,
+        };
+        self.rows.in_tables()
+            || pairs && self.alibi
+            || sinks && self.sinks
+            || classes && self.classes
+    }
+
+    /// Whether the kernel binds masks, biases and the callers' buffers.
+    pub(crate) fn binds_pairs(uses: Uses) -> bool {
+        !matches!(uses, Uses::Rows | Uses::Sinks)
+    }
+
+    /// The bindings that come after a kernel's own: tables, mask, bias, the functions' buffers.
+    pub(super) fn bindings(&self, uses: Uses) -> Vec<Binding> {
+        let words = |name: &'static str, bits| Binding {
+            name: Cow::Borrowed(name),
+            access: Access::Read,
+            element: "u32",
+            bits,
+        };
+        let mut bindings = Vec::new();
+        bindings.extend(self.binds_tables(uses).then(|| words("tables", 32)));
+        if Self::binds_pairs(uses) {
+            let bits = |format: MaskFormat| u32::try_from(format.bits()).expect("at most 8");
+            bindings.extend(self.mask.map(|format| words("mask", bits(format))));
+            let bias_bits = |dtype| Element::of(dtype, false).bits();
+            bindings.extend(self.bias.map(|dtype| words("bias", bias_bits(dtype))));
+            bindings.extend(self.buffers.iter().map(|(name, element)| Binding {
+                name: Cow::Owned(name.to_string()),
+                access: Access::Read,
+                element,
+                bits: 0,
+            }));
+        }
+        bindings
+    }
+
+    /// Adds what says which keys a row sees: `common/attention.wgsl` and the files it needs.
+    pub(super) fn add_rows(&self, source: Source) -> Source {
+        let source = source.file(file!("common/attention.wgsl"));
+        match self.rows {
+            Rows::Full => source.file(file!("rows/full.wgsl")),
+            Rows::Band => source.file(file!("rows/band.wgsl")),
+            Rows::Sequences => {
+                source.file(file!("rows/sequences.wgsl")).file(file!("rows/record.wgsl"))
+            }
+            Rows::Packed => source.file(file!("rows/packed.wgsl")).file(file!("rows/record.wgsl")),
+        }
+    }
+
+    /// Adds what says which sinks there are.
+    pub(super) fn add_sinks(&self, source: Source) -> Source {
+        source.file(if self.sinks { file!("score/sink.wgsl") } else { file!("score/no_sink.wgsl") })
+    }
+
+    /// Adds the score of a pair and whether it is visible.
+    pub(super) fn add_pairs(&self, mut source: Source) -> Source {
+        let functions = [&self.score, &self.visible].into_iter().flatten();
+        let mut checked = false;
+        for text in functions {
+            checked |= !text.unchecked;
+            let wgsl = if text.unchecked { text.wgsl.to_string() } else { bounded(&text.wgsl) };
+            let path = Cow::Owned(format!("({})", text.name));
+            source = source.callers_file(File { path, text: Cow::Owned(wgsl) });
+        }
+        if self.score.is_some() || self.visible.is_some() {
+            source = source.file(if checked {
+                file!("score/loops.wgsl")
+            } else {
+                file!("score/no_loops.wgsl")
+            });
+        }
+        if checked {
+            source = source.checked();
+        }
+        if let Some(format) = self.mask {
+            let bits = u32::try_from(format.bits()).expect("at most 8");
+            source = source.constant("MASK_BITS", bits);
+        }
+        if let Some(dtype) = self.bias {
+            source = source.file(match dtype {
+                DType::F32 => file!("score/bias_f32.wgsl"),
+                DType::F16 => file!("score/bias_f16.wgsl"),
+                DType::BF16 => file!("score/bias_bf16.wgsl"),
+            });
+        }
+        let either = |given: bool, yes: File, no: File| if given { yes } else { no };
+        source
+            .file(either(self.softcap, file!("score/softcap.wgsl"), file!("score/no_cap.wgsl")))
+            .file(either(self.alibi, file!("score/alibi.wgsl"), file!("score/no_alibi.wgsl")))
+            .file(either(
+                self.bias.is_some(),
+                file!("score/bias.wgsl"),
+                file!("score/no_bias.wgsl"),
+            ))
+            .file(either(
+                self.score.is_some(),
+                file!("score/function.wgsl"),
+                file!("score/no_function.wgsl"),
+            ))
+            .file(either(self.mask.is_some(), file!("mask/boolean.wgsl"), file!("mask/none.wgsl")))
+            .file(either(
+                self.visible.is_some(),
+                file!("mask/function.wgsl"),
+                file!("mask/no_function.wgsl"),
+            ))
+            .file(file!("score/pair.wgsl"))
+    }
+}
+
+/// Every pair of values of two features, in as few sets as a greedy choice takes.
+mod covering {
+    use super::{DType, Element, Features, MaskFormat, Rows, ScoreStage, Text};
+
+    /// How many values each feature has.
+    const VALUES: [usize; 12] = [7, 4, 3, 4, 2, 2, 2, 2, 2, 2, 2, 4];
+
+    type Choice = [usize; VALUES.len()];
+
+    fn elements(choice: usize) -> [Element; 3] {
+        match choice {
+            0 => [Element::F32; 3],
+            1 => [Element::F16; 3],
+            2 => [Element::PackedF16; 3],
+            3 => [Element::PackedBf16; 3],
+            4 => [Element::F32, Element::F16, Element::F32],
+            5 => [Element::F32, Element::PackedF16, Element::PackedBf16],
+            _ => [Element::F32, Element::PackedBf16, Element::PackedF16],
+        }
+    }
+
+    /// Packed sequences have neither mask nor bias, classes need something that hides pairs.
+    fn is_valid(choice: &Choice) -> bool {
+        let [_, rows, mask, bias, _, _, _, _, visible, classes, ..] = *choice;
+        !(rows == 3 && (mask > 0 || bias > 0))
+            && !(classes == 1 && mask == 0 && bias == 0 && visible == 0)
+    }
+
+    fn text(name: &str, wgsl: &str, buffer: &str) -> Text {
+        Text {
+            name: name.into(),
+            wgsl: wgsl.into(),
+            buffers: vec![(buffer.into(), "f32")],
+            unchecked: false,
+        }
+    }
+
+    fn features(choice: &Choice) -> Features {
+        let [
+            elements_of,
+            rows,
+            mask,
+            bias,
+            softcap,
+            alibi,
+            sinks,
+            score,
+            visible,
+            classes,
+            lse,
+            kept,
+        ] = *choice;
+        let [q, kv, out] = elements(elements_of);
+        let score = (score == 1).then(|| {
+            text(
+                "relative position",
+                "fn score(s: f32, batch: u32, head: u32, q_pos: u32, kv_pos: u32) -> f32 {\n    \
+                 return s + table[(kv_pos - q_pos + u32(diagonal(batch))) % arrayLength(&table)];\n}\n",
+                "table",
+            )
+        });
+        let visible = (visible == 1).then(|| {
+            text(
+                "dilated window",
+                "fn visible(batch: u32, head: u32, q_pos: u32, kv_pos: u32) -> bool {\n    \
+                 return (q_pos - kv_pos) % 2u == 0u || table[head] > 0.0;\n}\n",
+                "table",
+            )
+        });
+        // The 8 buffers of the fused kernel: q, k, v, out, and these four; lse, tables, mask and bias come first.
+        let tables = alibi + sinks + classes > 0 || rows > 1;
+        let used = lse + usize::from(tables) + usize::from(mask > 0) + usize::from(bias > 0);
+        let (score, visible) = if used == 4 { (None, None) } else { (score, visible) };
+        let classes = classes == 1 && (mask > 0 || bias > 0 || visible.is_some());
+        Features {
+            q,
+            kv,
+            out,
+            rows: [Rows::Full, Rows::Band, Rows::Sequences, Rows::Packed][rows],
+            softcap: softcap == 1,
+            alibi: alibi == 1,
+            sinks: sinks == 1,
+            mask: [None, Some(MaskFormat::Bytes), Some(MaskFormat::Bits)][mask],
+            bias: [None, Some(DType::F32), Some(DType::F16), Some(DType::BF16)][bias],
+            buffers: score.iter().chain(&visible).flat_map(|t| t.buffers.clone()).take(1).collect(),
+            score,
+            visible,
+            classes,
+            lse: lse == 1,
+            scores: [
+                None,
+                Some(ScoreStage::Raw),
+                Some(ScoreStage::Capped),
+                Some(ScoreStage::Biased),
+            ][kept],
+        }
+    }
+
+    impl Features {
+        /// Sets of features in which every two values of two features that go together do.
+        pub(in crate::kernels) fn covering() -> Vec<Self> {
+            choices().iter().map(features).collect()
+        }
+    }
+
+    /// Whether the pair of values stands in the choice.
+    fn has(choice: &Choice, &(a, x, b, y): &(usize, usize, usize, usize)) -> bool {
+        choice[a] == x && choice[b] == y
+    }
+
+    fn choices() -> Vec<Choice> {
+        let n = VALUES.len();
+        let mut open: Vec<_> = (0..n)
+            .flat_map(|a| (a + 1..n).map(move |b| (a, b)))
+            .flat_map(|(a, b)| {
+                (0..VALUES[a]).flat_map(move |x| (0..VALUES[b]).map(move |y| (a, x, b, y)))
+            })
+            .collect();
+        let mut choices = Vec::new();
+        while let Some(&(a, x, b, y)) = open.first() {
+            let mut choice = [0; VALUES.len()];
+            (choice[a], choice[b]) = (x, y);
+            // Classes of nothing: let a mask be what hides.
+            if choice[9] == 1 && !is_valid(&choice) {
+                let hides = if choice[1] == 3 { 8 } else { 2 };
+                choice[hides] = if (a, b).0 == hides || b == hides { choice[hides] } else { 1 };
+                if !is_valid(&choice) {
+                    choice[8] = if a == 8 || b == 8 { choice[8] } else { 1 };
+                }
+            }
+            if !is_valid(&choice) {
+                open.remove(0);
+                continue;
+            }
+            for axis in (0..n).filter(|axis| *axis != a && *axis != b) {
+                let gain = |value: usize| {
+                    let mut tried = choice;
+                    tried[axis] = value;
+                    let gained = open.iter().filter(|pair| has(&tried, pair)).count();
+                    if is_valid(&tried) { gained + 1 } else { 0 }
+                };
+                choice[axis] =
+                    (0..VALUES[axis]).rev().max_by_key(|value| gain(*value)).unwrap_or(0);
+            }
+            open.retain(|pair| !has(&choice, pair));
+            choices.push(choice);
+        }
+        choices
+    }
+}
+
+/// The binding and the file that store the lse, or do not.
+pub(super) fn store_lse(asked: bool) -> (Option<Binding>, File) {
+    let binding =
+        Binding { name: Cow::Borrowed("lse"), access: Access::ReadWrite, element: "u32", bits: 32 };
+    if asked {
+        (Some(binding), file!("store/lse.wgsl"))
+    } else {
+        (None, file!("store/no_lse.wgsl"))
+    }
+}

@@ -1,0 +1,236 @@
+//! Whole random problems, all features mixed, on every path against the definition.
+//!
+//! `WGPU_ATTENTION_FUZZ=2000` draws so many; `WGPU_ATTENTION_FUZZ_SEED` takes another seed than 1,
+//! `WGPU_ATTENTION_FUZZ_SECONDS` ends the run early. A failing problem is shrunk, and what reproduces it is printed.
+
+#![cfg(feature = "cpu")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use support::case::Case;
+use support::draw::{Drawn, Kind, all_values, apart};
+use support::judge::Answer;
+use support::random::Random;
+use support::target::Target;
+use wgpu_attention::{Layout, Lengths, Pairs, Problem, Shape};
+
+/// Problems that share kernels.
+const OF_A_KIND: u32 = 12;
+
+fn setting(name: &str) -> Option<u32> {
+    std::env::var(name).ok().and_then(|value| value.parse().ok())
+}
+
+#[test]
+fn random_problems_agree_with_the_definition() {
+    let small = if support::small() { 48 } else { 240 };
+    let count = setting("WGPU_ATTENTION_FUZZ").unwrap_or(small);
+    let seed = setting("WGPU_ATTENTION_FUZZ_SEED").unwrap_or(1);
+    let end = setting("WGPU_ATTENTION_FUZZ_SECONDS")
+        .map(|seconds| Instant::now() + Duration::from_secs(seconds.into()));
+    let kinds = count.div_ceil(OF_A_KIND);
+    let (next, done) = (AtomicU32::new(0), AtomicU32::new(0));
+    let (failures, tally) = (Mutex::new(Vec::new()), Mutex::new(Tally::default()));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    if n >= kinds || end.is_some_and(|end| Instant::now() > end) {
+                        break;
+                    }
+                    let mut random = Random::new(u64::from(seed) << 32 | u64::from(n));
+                    let kind = Kind::draw(&mut random);
+                    for i in 0..OF_A_KIND {
+                        let problem = kind.problem(&mut random);
+                        let sharpness = [1.0, 8.0, 20.0][random.below(3) as usize];
+                        let case = Case::new("random", problem).sharp(sharpness);
+                        done.fetch_add(1, Ordering::Relaxed);
+                        tally.lock().expect("alive").count(&kind);
+                        if let Err(error) = verdict(&kind, &case) {
+                            let from = format!("seed {seed}, kind {n}, problem {i} ({kind})");
+                            failures.lock().expect("alive").push(shrunk(&kind, case, &from, error));
+                            break;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let done = done.into_inner();
+    let tally = tally.into_inner().expect("alive");
+    println!("{done} problems of seed {seed}\n{tally}");
+    let failures = failures.into_inner().expect("alive");
+    assert!(failures.is_empty(), "{} fail:\n{}", failures.len(), failures.join("\n\n"));
+    if count >= 2000 && done >= 2000 {
+        let missing = tally.missing();
+        assert!(missing.is_empty(), "never drawn together: {missing:?}");
+    }
+}
+
+/// Every path against the definition; a panic is an error like any other.
+fn verdict(kind: &Kind, case: &Case) -> Result<(), String> {
+    let run = || {
+        let (answer, tensors) = (Answer::of(case), case.tensors(0));
+        let class = kind.class;
+        for target in [Target::Staged(class), Target::Flash(class), Target::Cpu] {
+            if !target.gives(&case.problem) {
+                continue;
+            }
+            let got = target.try_run(&case.problem, &tensors);
+            let got = got.map_err(|error| format!("{target:?}: {error}"))?;
+            answer.check(&got).map_err(|error| format!("{target:?}: {error}"))?;
+        }
+        Ok(())
+    };
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(format!("panic: {}", text.unwrap_or("?")))
+    })
+}
+
+/// The simplest problem that still fails, and what it says.
+fn shrunk(kind: &Kind, case: Case, from: &str, error: String) -> String {
+    let (mut case, mut error) = (case, error);
+    let mut budget = 60;
+    'simpler: loop {
+        for problem in simpler(&case.problem) {
+            budget -= 1;
+            if budget == 0 {
+                break 'simpler;
+            }
+            let tried = Case { problem, ..case.clone() };
+            if let Err(other) = verdict(kind, &tried) {
+                (case, error) = (tried, other);
+                continue 'simpler;
+            }
+        }
+        break;
+    }
+    let how = support::attend::reproduce(&case, from);
+    format!("{from}, shrunk: {case}\n  {error}\n  {how}")
+}
+
+/// One step simpler each.
+fn simpler(problem: &Problem) -> Vec<Problem> {
+    let mut all = Vec::new();
+    let mut add = |change: &dyn Fn(&mut Problem)| {
+        let mut other = problem.clone();
+        change(&mut other);
+        if other != *problem {
+            all.push(other);
+        }
+    };
+    add(&|p| p.score_function = None);
+    add(&|p| p.mask_function = None);
+    add(&|p| p.boolean_mask = None);
+    add(&|p| p.bias = None);
+    add(&|p| p.alibi = None);
+    add(&|p| p.softcap = None);
+    add(&|p| p.sinks = false);
+    add(&|p| p.scale = None);
+    add(&|p| p.weights = false);
+    add(&|p| p.scores = None);
+    if problem.lengths != Lengths::Packed {
+        add(&|p| p.lengths = Lengths::Full);
+        add(&|p| *p = p.clone().layout(Layout::Bhsd));
+    }
+    add(&|p| *p = p.clone().dtype(wgpu_attention::DType::F32));
+    let s = problem.shape;
+    let with = |change: fn(&mut Shape)| {
+        let mut shape = s;
+        change(&mut shape);
+        shape
+    };
+    for shape in [
+        with(|s| s.batch = s.batch.min(1)),
+        with(|s| s.heads = s.kv_heads),
+        with(|s| (s.heads, s.kv_heads) = (s.group_size(), 1)),
+        with(|s| s.q_len /= 2),
+        with(|s| s.kv_len /= 2),
+        with(|s| s.q_len = s.q_len.saturating_sub(1)),
+        with(|s| s.kv_len = s.kv_len.saturating_sub(1)),
+    ] {
+        add(&|p| *p = reshaped(p, shape));
+    }
+    all
+}
+
+/// The same problem of another shape, contiguous.
+fn reshaped(problem: &Problem, shape: Shape) -> Problem {
+    let mut other = problem.clone();
+    let old = problem.shape;
+    other.shape = shape;
+    let packed = problem.lengths == Lengths::Packed;
+    other = other.layout(if packed { Layout::Bshd } else { Layout::Bhsd });
+    let before = [old.batch, old.heads, old.q_len, old.kv_len];
+    let after = [shape.batch, shape.heads, shape.q_len, shape.kv_len];
+    let pairs = |pairs: Pairs| {
+        let axes = std::array::from_fn(|i| {
+            if pairs.axes[i] == before[i] && before[i] != 1 { after[i] } else { 1 }
+        });
+        Pairs::new(axes)
+    };
+    if let Some(mask) = &mut other.boolean_mask {
+        mask.pairs = pairs(mask.pairs);
+    }
+    if let Some(bias) = &mut other.bias {
+        bias.pairs = pairs(bias.pairs);
+    }
+    other
+}
+
+/// How often each value, and each two of them, were drawn.
+#[derive(Default)]
+struct Tally {
+    single: BTreeMap<Drawn, u32>,
+    pairs: BTreeMap<(Drawn, Drawn), u32>,
+}
+
+impl Tally {
+    fn count(&mut self, kind: &Kind) {
+        let drawn = kind.drawn();
+        for (i, a) in drawn.iter().enumerate() {
+            *self.single.entry(*a).or_default() += 1;
+            for b in &drawn[i + 1..] {
+                *self.pairs.entry((*a, *b)).or_default() += 1;
+            }
+        }
+    }
+
+    /// What was never drawn though it could be.
+    fn missing(&self) -> Vec<(Drawn, Drawn)> {
+        let all = all_values();
+        let mut missing = Vec::new();
+        for (i, a) in all.iter().enumerate() {
+            for b in all[i + 1..].iter().filter(|b| b.0 != a.0 && !apart(*a, **b)) {
+                if !self.pairs.contains_key(&(*a, *b)) {
+                    missing.push((*a, *b));
+                }
+            }
+        }
+        missing
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut last = "";
+        for ((feature, value), n) in &self.single {
+            if *feature != last {
+                write!(f, "\n  {feature}:")?;
+                last = feature;
+            }
+            write!(f, " {value} {n},")?;
+        }
+        let counts = self.pairs.values();
+        let (least, n) = (counts.clone().min().unwrap_or(&0), counts.len());
+        write!(f, "\n  {n} pairs, each at least {least} times; {} never", self.missing().len())
+    }
+}
