@@ -13,11 +13,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let adapter = adapters.first().ok_or("no adapter found")?;
     let (device, _queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
         required_limits: adapter.limits(),
+        required_features: adapter.features() & wgpu::Features::SHADER_F16,
         ..Default::default()
     }))?;
     let attention = Attention::new(&device);
     let class = attention.capabilities().class;
-    let kernels = kernels::all(class);
+    let kernels = kernels::all(attention.capabilities());
     let chosen: Vec<_> = kernels.iter().filter(|kernel| kernel.label().contains(&wanted)).collect();
     if chosen.is_empty() {
         return Err(format!("no kernel's name contains {wanted:?}").into());

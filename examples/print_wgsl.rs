@@ -5,7 +5,7 @@
 //! them. `--class hardware` (the default) or `--class software`: the tiles for a GPU, or for a software one.
 #![allow(clippy::print_stdout, reason = "its output is the point")]
 
-use wgpu_attention::{DeviceClass, kernels};
+use wgpu_attention::{Capabilities, DeviceClass, kernels};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut class = DeviceClass::Hardware;
@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
 
-    let mut found: Vec<_> = (kernels::all(class).into_iter())
+    let mut found: Vec<_> = (kernels::all(&Capabilities::portable().with_class(class)).into_iter())
         .map(|kernel| (kernel.label(), kernel))
         .filter(|(label, _)| words.iter().all(|word| label.contains(word)))
         .collect();

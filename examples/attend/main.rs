@@ -4,6 +4,7 @@
 
 mod answer;
 mod options;
+mod question;
 mod tensors;
 
 use answer::Machines;

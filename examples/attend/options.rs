@@ -2,7 +2,7 @@
 
 use crate::Result;
 use std::str::FromStr;
-use wgpu_attention::{Algorithm, DType, Diagonal, Layout};
+use wgpu_attention::{Algorithm, DType, Diagonal, ScoreStage};
 
 /// One process: a call, or many of them from a file.
 pub(crate) struct Command {
@@ -21,21 +21,33 @@ pub(crate) enum Backend {
     Reference,
 }
 
+/// In which order tensors have their axes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) enum Axes {
+    /// `[batch, heads, len, dim]`.
+    #[default]
+    Bhsd,
+    /// `[batch, len, heads, dim]`.
+    Bshd,
+    /// `[tokens, heads, dim]`: sequences behind one another.
+    Thd,
+}
+
 /// One call.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Call {
-    pub(crate) layout: Layout,
+    pub(crate) axes: Axes,
     pub(crate) causal: Option<Diagonal>,
     pub(crate) window_left: Option<u32>,
     pub(crate) window_right: Option<u32>,
     pub(crate) scale: Option<f32>,
+    pub(crate) softcap: Option<f32>,
     pub(crate) dtype: Option<DType>,
     pub(crate) algorithm: Algorithm,
     pub(crate) backend: Backend,
     pub(crate) weights: bool,
+    pub(crate) scores: Option<ScoreStage>,
     pub(crate) files: Vec<String>,
-    /// An option was given that only a GPU has.
-    pub(crate) names_gpu: Option<&'static str>,
 }
 
 impl Command {
@@ -47,14 +59,9 @@ impl Command {
             let mut value = || next(&argument, &mut arguments);
             match argument.as_str() {
                 "--jobs" => command.jobs = Some(value()?),
-                "--adapter" => {
-                    command.adapter = Some(value()?);
-                    command.call.names_gpu = Some("--adapter");
-                }
-                "--limits" => {
-                    command.default_limits = choice(&argument, &value()?, &LIMITS)?;
-                    command.call.names_gpu = Some("--limits");
-                }
+                // Of the calls with another backend they say nothing.
+                "--adapter" => command.adapter = Some(value()?),
+                "--limits" => command.default_limits = choice(&argument, &value()?, &LIMITS)?,
                 _ => command.call.take(&argument, &mut arguments)?,
             }
         }
@@ -86,10 +93,8 @@ impl Call {
         let mut value = || next(argument, rest);
         match argument {
             "--layout" => {
-                let layouts =
-                    [("bhsd", Some(Layout::Bhsd)), ("bshd", Some(Layout::Bshd)), ("thd", None)];
-                self.layout = choice(argument, &value()?, &layouts)?
-                    .ok_or_else(|| unsupported("--layout thd"))?;
+                let layouts = [("bhsd", Axes::Bhsd), ("bshd", Axes::Bshd), ("thd", Axes::Thd)];
+                self.axes = choice(argument, &value()?, &layouts)?;
             }
             "--causal" => {
                 let diagonals =
@@ -99,6 +104,7 @@ impl Call {
             "--window-left" => self.window_left = Some(number(argument, &value()?)?),
             "--window-right" => self.window_right = Some(number(argument, &value()?)?),
             "--scale" => self.scale = Some(number(argument, &value()?)?),
+            "--softcap" => self.softcap = Some(number(argument, &value()?)?),
             "--dtype" => {
                 let types = [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)];
                 self.dtype = Some(choice(argument, &value()?, &types)?);
@@ -121,7 +127,15 @@ impl Call {
                 self.backend = choice(argument, &value()?, &backends)?;
             }
             "--weights" => self.weights = true,
-            "--softcap" | "--dropout" | "--seed" | "--rotary" | "--scores" => {
+            "--scores" => {
+                let stages = [
+                    ("raw", ScoreStage::Raw),
+                    ("capped", ScoreStage::Capped),
+                    ("biased", ScoreStage::Biased),
+                ];
+                self.scores = Some(choice(argument, &value()?, &stages)?);
+            }
+            "--dropout" | "--seed" | "--rotary" => {
                 value()?;
                 return Err(unsupported(argument));
             }
@@ -137,19 +151,19 @@ impl Call {
             let n = self.files.len();
             return Err(format!("two files are needed, IN and OUT, not {n}"));
         };
-        if self.backend != Backend::Gpu {
-            if let Some(option) = self.names_gpu {
-                return Err(format!("{option} is for --backend gpu alone"));
-            }
-            if self.algorithm != Algorithm::Auto {
-                return Err("--algorithm is for --backend gpu alone".to_owned());
-            }
+        if self.backend != Backend::Gpu && self.algorithm != Algorithm::Auto {
+            return Err("--algorithm is for --backend gpu alone".to_owned());
         }
         if self.algorithm == Algorithm::Split {
             return Err(unsupported("--algorithm split"));
         }
-        if self.weights && self.algorithm == Algorithm::Flash {
-            return Err("--weights: --algorithm flash does not give them".to_owned());
+        for (option, given) in [("--weights", self.weights), ("--scores", self.scores.is_some())] {
+            if given && self.algorithm == Algorithm::Flash {
+                return Err(format!("{option}: --algorithm flash does not give them"));
+            }
+            if given && self.axes == Axes::Thd {
+                return Err(format!("{option}: --layout thd does not give them"));
+            }
         }
         Ok((input, output))
     }

@@ -1,37 +1,54 @@
-//! Tensors of a safetensors file, as f32.
+//! Tensors of a safetensors file, as numbers.
 
 use crate::Result;
 use crate::options::unsupported;
 use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
+use wgpu_attention::DType;
 
 /// What an input file holds.
 pub(crate) struct Contents {
-    pub(crate) q: Tensor,
-    pub(crate) k: Tensor,
-    pub(crate) v: Tensor,
-    /// The storage type of q in the file.
-    pub(crate) q_dtype: Dtype,
-    pub(crate) diag_offset: Option<Vec<i32>>,
+    pub(crate) q: Tensor<f32>,
+    pub(crate) k: Tensor<f32>,
+    pub(crate) v: Tensor<f32>,
+    pub(crate) mask: Option<Tensor<bool>>,
+    pub(crate) bias: Option<Tensor<f32>>,
+    pub(crate) alibi_slopes: Option<Tensor<f32>>,
+    pub(crate) sinks: Option<Tensor<f32>>,
+    pub(crate) diag_offset: Option<Tensor<i32>>,
+    pub(crate) q_lens: Option<Tensor<u32>>,
+    pub(crate) kv_lens: Option<Tensor<u32>>,
+    pub(crate) cu_seqlens_q: Option<Tensor<u32>>,
+    pub(crate) cu_seqlens_k: Option<Tensor<u32>>,
 }
 
-/// `[batch, .., .., dim]`.
-pub(crate) struct Tensor {
-    pub(crate) shape: [u32; 4],
-    pub(crate) data: Vec<f32>,
+/// A tensor in host memory.
+pub(crate) struct Tensor<T> {
+    pub(crate) name: &'static str,
+    pub(crate) shape: Vec<u32>,
+    /// As the file stores it.
+    dtype: Dtype,
+    pub(crate) data: Vec<T>,
 }
 
-/// Tensors that a file may hold, but nothing reads yet.
-const LATER: [&str; 24] = [
+const READ: [&str; 12] = [
+    "q",
+    "k",
+    "v",
     "mask",
     "bias",
     "alibi_slopes",
     "sinks",
+    "diag_offset",
     "q_lens",
     "kv_lens",
     "cu_seqlens_q",
     "cu_seqlens_k",
+];
+
+/// Tensors that a file may hold, but nothing reads yet.
+const LATER: [&str; 15] = [
     "k_pages",
     "v_pages",
     "block_table",
@@ -47,8 +64,9 @@ const LATER: [&str; 24] = [
     "keep",
     "out_parts",
     "lse_parts",
-    "d_bias",
 ];
+
+const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
 
 impl Contents {
     pub(crate) fn read(path: &str) -> Result<Self> {
@@ -60,48 +78,116 @@ impl Contents {
             if LATER.contains(&name) {
                 return Err(unsupported(&format!("tensor {name}")));
             }
-            if !["q", "k", "v", "diag_offset"].contains(&name) {
+            if !READ.contains(&name) {
                 return Err(format!("tensor {name} is unknown"));
             }
         }
-        let get = |name: &str| file.tensor(name).map_err(|_| format!("tensor {name} is missing"));
-        let offsets = file.tensor("diag_offset").ok();
+        let floats = |name, types| Tensor::read(&file, name, types, float_values);
+        let needed =
+            |name| floats(name, &FLOATS)?.ok_or_else(|| format!("tensor {name} is missing"));
+        let integers = |name| Tensor::read(&file, name, &[Dtype::I32], integer_values);
+        let counts = |name| integers(name)?.map(Tensor::counts).transpose();
         Ok(Self {
-            q: Tensor::of("q", &get("q")?)?,
-            k: Tensor::of("k", &get("k")?)?,
-            v: Tensor::of("v", &get("v")?)?,
-            q_dtype: get("q")?.dtype(),
-            diag_offset: offsets.map(|view| integers("diag_offset", &view)).transpose()?,
+            q: needed("q")?,
+            k: needed("k")?,
+            v: needed("v")?,
+            mask: Tensor::read(&file, "mask", &[Dtype::BOOL, Dtype::U8], truth_values)?,
+            bias: floats("bias", &FLOATS)?,
+            alibi_slopes: floats("alibi_slopes", &[Dtype::F32])?,
+            sinks: floats("sinks", &[Dtype::F32])?,
+            diag_offset: integers("diag_offset")?,
+            q_lens: counts("q_lens")?,
+            kv_lens: counts("kv_lens")?,
+            cu_seqlens_q: counts("cu_seqlens_q")?,
+            cu_seqlens_k: counts("cu_seqlens_k")?,
         })
     }
-}
 
-impl Tensor {
-    fn of(name: &str, view: &TensorView<'_>) -> Result<Self> {
-        let wrong = || format!("tensor {name} has shape {:?}, needed are 4 axes", view.shape());
-        let shape: Vec<u32> = (view.shape().iter())
-            .map(|&n| u32::try_from(n).map_err(|_| wrong()))
-            .collect::<Result<_>>()?;
-        let shape = shape.try_into().map_err(|_| wrong())?;
-        let halves = || view.data().as_chunks::<2>().0.iter().copied();
-        let data = match view.dtype() {
-            Dtype::F32 => {
-                view.data().as_chunks().0.iter().copied().map(f32::from_le_bytes).collect()
-            }
-            Dtype::F16 => halves().map(|bytes| f16::from_le_bytes(bytes).to_f32()).collect(),
-            Dtype::BF16 => halves().map(|bytes| bf16::from_le_bytes(bytes).to_f32()).collect(),
-            other => return Err(format!("tensor {name} is {other}, needed is F32, F16 or BF16")),
+    /// Rounds q, k and v to a storage type.
+    pub(crate) fn round(&mut self, dtype: DType) {
+        let round: fn(f32) -> f32 = match dtype {
+            DType::F16 => |x| f16::from_f32(x).to_f32(),
+            DType::BF16 => |x| bf16::from_f32(x).to_f32(),
+            _ => return,
         };
-        Ok(Self { shape, data })
+        for tensor in [&mut self.q, &mut self.k, &mut self.v] {
+            tensor.data.iter_mut().for_each(|x| *x = round(*x));
+        }
     }
 }
 
-fn integers(name: &str, view: &TensorView<'_>) -> Result<Vec<i32>> {
-    if view.dtype() != Dtype::I32 || view.shape().len() != 1 {
-        let (dtype, shape) = (view.dtype(), view.shape());
-        return Err(format!("tensor {name} is {dtype} {shape:?}, needed is I32 [batch]"));
+impl<T> Tensor<T> {
+    /// The tensor of this name, if the file has it.
+    fn read(
+        file: &SafeTensors<'_>,
+        name: &'static str,
+        types: &[Dtype],
+        values: fn(&TensorView<'_>) -> Vec<T>,
+    ) -> Result<Option<Self>> {
+        let Ok(view) = file.tensor(name) else { return Ok(None) };
+        let dtype = view.dtype();
+        if !types.contains(&dtype) {
+            let types: Vec<_> = types.iter().map(Dtype::to_string).collect();
+            return Err(format!("tensor {name} is {dtype}, needed is {}", types.join(" or ")));
+        }
+        let too_long = |_| format!("tensor {name} has shape {:?}, beyond 2^32", view.shape());
+        let extent = |n: &usize| u32::try_from(*n).map_err(too_long);
+        let shape = view.shape().iter().map(extent).collect::<Result<_>>()?;
+        Ok(Some(Self { name, shape, dtype, data: values(&view) }))
     }
-    Ok(view.data().as_chunks().0.iter().copied().map(i32::from_le_bytes).collect())
+
+    /// An error unless the shape is this one.
+    pub(crate) fn check_shape(&self, needed: &[u32]) -> Result<()> {
+        if self.shape == needed {
+            return Ok(());
+        }
+        Err(format!("tensor {} has shape {:?}, needed is {needed:?}", self.name, self.shape))
+    }
+
+    /// The error that an entry of a tensor of one axis is wrong.
+    pub(crate) fn wrong(&self, index: usize, needed: &str) -> String
+    where
+        T: std::fmt::Display,
+    {
+        format!("tensor {}: entry {index} is {}, needed is {needed}", self.name, self.data[index])
+    }
+}
+
+impl Tensor<f32> {
+    pub(crate) fn storage(&self) -> DType {
+        match self.dtype {
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            _ => DType::F32,
+        }
+    }
+}
+
+impl Tensor<i32> {
+    fn counts(self) -> Result<Tensor<u32>> {
+        let count = |(index, n): (usize, &i32)| {
+            u32::try_from(*n).map_err(|_| self.wrong(index, "at least 0"))
+        };
+        let data = self.data.iter().enumerate().map(count).collect::<Result<_>>()?;
+        Ok(Tensor { name: self.name, shape: self.shape, dtype: self.dtype, data })
+    }
+}
+
+fn float_values(view: &TensorView<'_>) -> Vec<f32> {
+    let halves = || view.data().as_chunks::<2>().0.iter().copied();
+    match view.dtype() {
+        Dtype::F16 => halves().map(|bytes| f16::from_le_bytes(bytes).to_f32()).collect(),
+        Dtype::BF16 => halves().map(|bytes| bf16::from_le_bytes(bytes).to_f32()).collect(),
+        _ => view.data().as_chunks().0.iter().copied().map(f32::from_le_bytes).collect(),
+    }
+}
+
+fn integer_values(view: &TensorView<'_>) -> Vec<i32> {
+    view.data().as_chunks().0.iter().copied().map(i32::from_le_bytes).collect()
+}
+
+fn truth_values(view: &TensorView<'_>) -> Vec<bool> {
+    view.data().iter().map(|byte| *byte != 0).collect()
 }
 
 /// Writes all of a file or nothing of it.

@@ -128,7 +128,8 @@ fn error(problem: &Problem, inputs: &Inputs<'_>, out: &[f32]) -> f64 {
     for head in [0, heads - 1] {
         for row in [0, q_len / 2, q_len - 1] {
             let expected =
-                reference::row(problem, inputs.q, inputs.k, inputs.v, (0, head, row)).out;
+                reference::row(problem, &Inputs::new(inputs.q, inputs.k, inputs.v), (0, head, row))
+                    .out;
             let first = ((head * q_len + row) * v_head_dim) as usize;
             greatest = difference(&out[first..][..expected.len()], expected).max(greatest);
         }
