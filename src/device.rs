@@ -56,6 +56,12 @@ impl Capabilities {
         Self { class, ..self }
     }
 
+    /// The same, with or without an f16 of the device's own.
+    #[must_use]
+    pub fn with_f16(self, f16: bool) -> Self {
+        Self { f16, ..self }
+    }
+
     /// Bytes that one storage binding may take: the device's limit, below 2^31 so that no index overflows.
     pub(crate) fn binding_bytes(&self) -> u64 {
         let limits = &self.limits;

@@ -99,6 +99,12 @@ pub enum ProblemError {
     /// A block mask for a problem in which nothing hides a pair.
     #[error("a block mask needs a boolean mask, a bias or a mask function to stand for")]
     NothingHidden,
+    /// A buffer of a function has a name that is no identifier, or one of the kernels' own.
+    #[error("a buffer cannot be called {buffer:?}")]
+    BufferName {
+        /// Its name.
+        buffer: String,
+    },
     /// Two functions declare one buffer with two types.
     #[error("buffer {buffer} is declared as array<{}> and as array<{}>", elements[0], elements[1])]
     BufferTypes {

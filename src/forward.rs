@@ -65,7 +65,9 @@ impl Planner<'_> {
         }
         let mark = task.to.mark();
         let fused = task.fused();
-        if fused.is_ok() || algorithm != Algorithm::Auto {
+        // What a caller's text is wrong in is wrong everywhere.
+        let is_text = matches!(fused, Err(PlanError::Wgsl { .. }));
+        if fused.is_ok() || is_text || algorithm != Algorithm::Auto {
             return fused;
         }
         // What one of the two has no room for, the other may.
@@ -262,6 +264,7 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
             lse_batch: stride(lse.batch, batch),
             lse_head: stride(lse.head, heads),
             neg_infinity: f32::NEG_INFINITY.to_bits(),
+            rows_each: 4,
             band_begin: begin.map_or(-BAND_END, clamp_band),
             band_end: end.map_or(BAND_END, clamp_band),
             diagonal: clamp_diagonal(diagonal),

@@ -33,11 +33,12 @@ impl Pair {
 /// soft cap, ALiBi and the bias in it; masks come after. It may call `diagonal(batch) -> i32`, the key position that
 /// query 0 stands at, and read the buffers that it declares with [`with_buffer`](Self::with_buffer). It must be a
 /// function of its arguments and buffers alone; it may be called for positions past the end, and the result is then
-/// not used. Names of the text's own must not be those of the kernel around it: prefix them.
+/// not used. Names of the text's own must not be those of the kernel around it: prefix them. The text may have
+/// further functions, constants, types and private variables; it may touch nothing else of the kernel.
 ///
 /// wgpu's run-time checks stay on in a kernel with a caller's text: an index past a buffer reads some element of the
-/// buffer, a division by zero gives some number. Loops of one call end after 65,536 rounds in all, if not before; the
-/// result is then unspecified.
+/// buffer, or 0; a division by zero gives some number. Loops of one call take fewer than 65,536 rounds in all: once
+/// they would not, all loops of that invocation end at once, and what pairs of its rows come to is unspecified.
 ///
 /// The closure is the same function for [`reference`](mod@crate::reference) and the CPU path.
 #[derive(Clone)]
@@ -173,12 +174,16 @@ impl MaskFunction {
 /// Buffers of all functions, each name once.
 ///
 /// # Errors
-/// [`ProblemError::BufferTypes`] where two functions give one name other elements.
+/// [`ProblemError::BufferName`] of a name that none may have; [`ProblemError::BufferTypes`] where two functions give
+/// one name other elements.
 pub(crate) fn buffers<'a>(
     texts: impl Iterator<Item = &'a Text>,
 ) -> Result<Vec<(Arc<str>, &'static str)>, ProblemError> {
     let mut all: Vec<(Arc<str>, &'static str)> = Vec::new();
     for (name, element) in texts.flat_map(|text| &text.buffers) {
+        if !is_free(name) {
+            return Err(ProblemError::BufferName { buffer: name.to_string() });
+        }
         match all.iter().find(|(other, _)| other == name) {
             None => all.push((name.clone(), element)),
             Some((_, other)) if other == element => {}
@@ -193,10 +198,36 @@ pub(crate) fn buffers<'a>(
     Ok(all)
 }
 
+/// What every loop of a caller's starts with.
+pub(crate) const LOOP_CHECK: &str = " if loop_budget == 0u { break; } loop_budget -= 1u; ";
+
+/// Names of the kernels' own bindings.
+const BOUND: [&str; 14] = [
+    "params",
+    "q",
+    "k",
+    "v",
+    "out",
+    "lse",
+    "scores",
+    "kept",
+    "tables",
+    "mask",
+    "bias",
+    "classes",
+    "partial_out",
+    "partial_lse",
+];
+
+/// Whether a buffer may be called this: an identifier that no kernel's own binding has.
+fn is_free(name: &str) -> bool {
+    let word = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    word && name.starts_with(|c: char| c.is_ascii_alphabetic()) && !BOUND.contains(&name)
+}
+
 /// The text with an end to every loop: `loop_budget`, which all loops of one call share, must not be used up.
 /// Lines stay where they are.
 pub(crate) fn bounded(wgsl: &str) -> String {
-    const CHECK: &str = " if loop_budget == 0u { break; } loop_budget -= 1u; ";
     let mut text = String::with_capacity(wgsl.len());
     let mut rest = wgsl;
     // Whether a loop's body is yet to open.
@@ -217,7 +248,7 @@ pub(crate) fn bounded(wgsl: &str) -> String {
             in_head = true;
         } else if token == "{" && in_head {
             in_head = false;
-            text.push_str(CHECK);
+            text.push_str(LOOP_CHECK);
         }
         rest = after;
     }

@@ -10,7 +10,6 @@ use crate::shape::DType;
 use crate::tensors::Operand;
 use half::slice::HalfFloatSliceExt as _;
 use half::{bf16, f16};
-use std::borrow::Cow;
 
 /// Inputs of one layer. Biases are given exactly where the layer has them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -90,7 +89,9 @@ pub(crate) struct Transfer<'a> {
 }
 
 /// The numbers as `dtype` stores them.
-pub(crate) fn rounded(data: &[f32], dtype: DType) -> Cow<'_, [f32]> {
+#[cfg(feature = "cpu")]
+pub(crate) fn rounded(data: &[f32], dtype: DType) -> std::borrow::Cow<'_, [f32]> {
+    use std::borrow::Cow;
     match dtype {
         DType::F32 => Cow::Borrowed(data),
         DType::F16 => Cow::Owned(data.iter().map(|x| f16::from_f32(*x).to_f32()).collect()),
@@ -212,6 +213,10 @@ impl<'a> Transfer<'a> {
             if !wanted.iter().any(|(other, _)| **other == **name) {
                 return Err(BindError::Unused { tensor: (*name).to_owned().into() }.into());
             }
+            if data.is_empty() {
+                let tensor = (*name).to_owned().into();
+                return Err(BindError::TooSmall { tensor, required: 4, actual: 0 }.into());
+            }
             let bytes = Data::Bytes(bytemuck::cast_slice(data).to_vec());
             transfer.buffers.push(((*name).to_owned(), bytes));
         }
@@ -294,9 +299,11 @@ impl<'a> Transfer<'a> {
             .outputs
             .iter()
             .map(|out| (out.operand.name(), out.elements as u64 * out.dtype.bytes()));
-        for (name, required) in inputs.chain(outputs) {
+        let named = self.buffers.iter().map(|(name, data)| (&**name, data.bytes().len() as u64));
+        for (name, required) in inputs.chain(outputs).chain(named) {
             if required > available {
-                return Err(BindError::BufferTooLarge { what: name.into(), required, available });
+                let what = name.to_owned().into();
+                return Err(BindError::BufferTooLarge { what, required, available });
             }
         }
         Ok(())

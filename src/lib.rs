@@ -62,6 +62,7 @@ mod tuning;
 mod device;
 pub mod kernels;
 mod shader;
+mod unroll;
 mod tensors;
 mod attention;
 mod dispatch;

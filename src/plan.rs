@@ -104,9 +104,17 @@ impl Plan {
     ) -> Result<Self, PlanError> {
         let mut planner = Planner::new(capabilities);
         planner.block_mask(problem)?;
-        let written = [Operand::Q, Operand::K, Operand::V, Operand::Out, Operand::Lse];
+        let tensors = [
+            Operand::Q,
+            Operand::K,
+            Operand::V,
+            Operand::Out,
+            Operand::Lse,
+            Operand::Weights,
+            Operand::Scores,
+        ];
         let mut known = operands(problem);
-        known.retain(|operand| !written.contains(operand));
+        known.retain(|operand| !tensors.contains(operand));
         known.push(Operand::BlockMask);
         let cost = Cost { flops: 0, ..Cost::default() };
         Ok(planner.finish(cost, known, buffers(problem)))

@@ -117,7 +117,8 @@ impl Source {
                 && !name.starts_with("no_");
             chosen.then(|| name.to_owned())
         });
-        let mut parts: Vec<_> = constants.chain(files).collect();
+        let f16 = (!self.enables.is_empty()).then(|| "f16".to_owned());
+        let mut parts: Vec<_> = constants.chain(f16).chain(files).collect();
         parts.dedup();
         parts.join(".")
     }
@@ -139,16 +140,17 @@ impl Source {
         let head = [&self.enables, &self.prelude, declarations];
         let mut first: usize = head.iter().map(|text| text.lines().count()).sum();
         if line <= first {
-            return ("(prelude)", line);
+            return ("[prelude]", line);
         }
         for file in &self.files {
-            let lines = file.text.lines().count();
+            // Of an empty text the end of a line is left.
+            let lines = file.text.lines().count().max(1);
             if line <= first + lines {
                 return (&file.path, line - first);
             }
             first += lines;
         }
-        ("(end)", line)
+        ("[end]", line)
     }
 }
 

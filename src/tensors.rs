@@ -260,9 +260,11 @@ impl<'a> Tensors<'a> {
                 _ => need.alignment,
             };
             let operand = Used { tensor, slice, required, written };
-            let operand = operand.checked(alignment)?;
+            let mut operand = operand.checked(alignment)?;
             if matches!(need.operand, Operand::Buffer(_)) {
                 operand.check_binding(limits)?;
+                // All of it is bound.
+                operand.required = operand.slice.size() / 4 * 4;
             }
             used.push(operand);
         }
@@ -283,9 +285,8 @@ impl<'a> Tensors<'a> {
             }
         }
         let unused = |tensor: &str| BindError::Unused { tensor: Cow::Owned(tensor.to_owned()) };
-        match self.slices.iter().find(|(operand, _)| !plan.knows(*operand)) {
-            Some((operand, _)) => return Err(unused(operand.name())),
-            None => {}
+        if let Some((operand, _)) = self.slices.iter().find(|(operand, _)| !plan.knows(*operand)) {
+            return Err(unused(operand.name()));
         }
         match self.named.iter().find(|(name, _)| !plan.knows_buffer(name)) {
             Some((name, _)) => Err(unused(name)),

@@ -64,7 +64,7 @@ fn random_problems_agree_with_the_definition() {
     });
     let done = done.into_inner();
     let tally = tally.into_inner().expect("alive");
-    println!("{done} problems of seed {seed}\n{tally}");
+    eprintln!("{done} problems of seed {seed}\n{tally}");
     let failures = failures.into_inner().expect("alive");
     assert!(failures.is_empty(), "{} fail:\n{}", failures.len(), failures.join("\n\n"));
     if count >= 2000 && done >= 2000 {

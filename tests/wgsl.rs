@@ -1,15 +1,17 @@
 //! Every kernel variant of every device class, checked without a GPU: naga parses and validates it, and what
 //! the host says of it is what the shader says.
 
-use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::valid::{ValidationFlags, Validator};
 use naga::{AddressSpace, StorageAccess, TypeInner};
-use wgpu_attention::DeviceClass;
 use wgpu_attention::kernels::{self, Access, Kernel};
+use wgpu_attention::{Capabilities, DeviceClass};
 
 fn all() -> Vec<(Kernel, naga::Module)> {
     let kernels: Vec<_> = [DeviceClass::Hardware, DeviceClass::Apple, DeviceClass::Software]
         .into_iter()
-        .flat_map(kernels::all)
+        .flat_map(|class| [false, true].map(|f16| (class, f16)))
+        .map(|(class, f16)| Capabilities::portable().with_class(class).with_f16(f16))
+        .flat_map(|capabilities| kernels::all(&capabilities))
         .collect();
     assert!(kernels.len() > 100, "{} variants", kernels.len());
     kernels.into_iter().map(|kernel| (kernel.clone(), parse(&kernel))).collect()
@@ -23,7 +25,8 @@ fn parse(kernel: &Kernel) -> naga::Module {
     });
     Validator::new(
         ValidationFlags::all(),
-        Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32,
+        naga::valid::Capabilities::SHADER_FLOAT16
+            | naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32,
     )
     .validate(&module)
     .unwrap_or_else(|error| panic!("{}: {}", kernel.label(), error.emit_to_string(&text)));

@@ -18,7 +18,7 @@ struct Params {
     bias_base: u32, bias_batch: u32, bias_head: u32, bias_row: u32, bias_key: u32,
     tables_base: u32, sequences_at: u32, rows_at: u32, slopes_at: u32, slopes_batch: u32, sinks_at: u32,
     classes_base: u32, classes_at: u32, classes_batch: u32, classes_head: u32, classes_row: u32,
-    accumulate: u32, neg_infinity: u32,
+    accumulate: u32, neg_infinity: u32, rows_each: u32,
     band_begin: i32, band_end: i32, diagonal: i32, scale: f32, softcap: f32,
 }
 

@@ -6,7 +6,7 @@
 // Tiles that no row sees are skipped; only tiles that some row sees in part are masked ("edge"): `shown` has a bit
 // for each of an invocation's 16 pairs.
 // l is summed per invocation and over the row once, at the end.
-// Expects: HEAD_DIM, V_HEAD_DIM, V_COLUMNS, BLOCK_Q, Q_RESIDENT, Params, block_begin, block_end, place_of, pair_score,
+// Expects: HEAD_DIM, V_HEAD_DIM, V_COLUMNS, BLOCK_Q, Q_RESIDENT, PAIRS, HEAVY, Params, block_begin, block_end, place_of, pair_score,
 // pair_visible, tile_class, with_sink, load_q4, load_k4, load_v4, store_out4, store_lse.
 // Provides: flash_tile_kernel.
 const BLOCK_KV: u32 = 32u;
@@ -67,6 +67,17 @@ fn guarded(p: f32, v: vec4<f32>, o: vec4<f32>) -> vec4<f32> {
     return select(o, fma(vec4<f32>(p), v, o), p != 0.0);
 }
 
+// Which of four neighbouring keys the row sees.
+fn shown4(place: Place, batch: u32, head: u32, row: u32, key: u32) -> vec4<bool> {
+    let keys = vec4<u32>(key) + vec4<u32>(0u, 1u, 2u, 3u);
+    let in_band = (keys >= vec4<u32>(block_begin(batch, row))) & (keys < vec4<u32>(block_end(batch, row)));
+    if !PAIRS { return in_band; }
+    return in_band & vec4<bool>(pair_visible(place, batch, head, row, key),
+                                pair_visible(place, batch, head, row, key + 1u),
+                                pair_visible(place, batch, head, row, key + 2u),
+                                pair_visible(place, batch, head, row, key + 3u));
+}
+
 @compute @workgroup_size(THREADS)
 fn flash_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let id = flat_id(group);
@@ -123,27 +134,41 @@ fn flash_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
         let edge = kind == 2u || key_first < all_begin || key_first + BLOCK_KV > all_end;
         let key = key_first + 4u * x;
         var shown = 0xffffu;
-        for (var r = 0u; r < 4u; r++) {
-            let row = min(row_first + 4u * y + r, row_last);
-            let place = place_of(params.batch_first + batch, params.q_first + row);
-            s[r] = vec4<f32>(pair_score(s[r].x, place, batch, head, row, key),
-                             pair_score(s[r].y, place, batch, head, row, key + 1u),
-                             pair_score(s[r].z, place, batch, head, row, key + 2u),
-                             pair_score(s[r].w, place, batch, head, row, key + 3u));
-            var largest = max(max(s[r].x, s[r].y), max(s[r].z, s[r].w));
-            if edge {
-                let lo = block_begin(batch, row);
-                let hi = block_end(batch, row);
-                largest = LOWEST;
-                for (var c = 0u; c < 4u; c++) {
-                    if key + c >= lo && key + c < hi && pair_visible(place, batch, head, row, key + c) {
-                        largest = max(largest, s[r][c]);
-                    } else {
-                        shown &= ~(1u << (4u * r + c));
-                    }
-                }
+        if HEAVY {
+            // One row after the other, in a loop that no compiler unrolls, and through the row's own place in
+            // workgroup memory: all four at once would not fit the registers.
+            for (var r = 0u; r < 4u; r++) { p_tile[(y * 4u + r) * PITCH + x] = s[r]; }
+            for (var r = 0u; r < params.rows_each; r++) {
+                let row = min(row_first + 4u * y + r, row_last);
+                let place = place_of(params.batch_first + batch, params.q_first + row);
+                let at = (y * 4u + r) * PITCH + x;
+                let products = p_tile[at];
+                let t = vec4<f32>(pair_score(products.x, place, batch, head, row, key),
+                                  pair_score(products.y, place, batch, head, row, key + 1u),
+                                  pair_score(products.z, place, batch, head, row, key + 2u),
+                                  pair_score(products.w, place, batch, head, row, key + 3u));
+                p_tile[at] = t;
+                var seen4 = vec4<bool>(true);
+                if edge { seen4 = shown4(place, batch, head, row, key); }
+                let kept = select(vec4<f32>(LOWEST), t, seen4);
+                row_part[(y * 4u + r) * 8u + x] = max(max(kept.x, kept.y), max(kept.z, kept.w));
+                shown &= ~(dot(select(vec4<u32>(1u, 2u, 4u, 8u), vec4<u32>(), seen4), vec4<u32>(1u)) << (4u * r));
             }
-            row_part[(y * 4u + r) * 8u + x] = largest;
+            for (var r = 0u; r < 4u; r++) { s[r] = p_tile[(y * 4u + r) * PITCH + x]; }
+        } else {
+            for (var r = 0u; r < 4u; r++) {
+                let row = min(row_first + 4u * y + r, row_last);
+                let place = place_of(params.batch_first + batch, params.q_first + row);
+                s[r] = vec4<f32>(pair_score(s[r].x, place, batch, head, row, key),
+                                 pair_score(s[r].y, place, batch, head, row, key + 1u),
+                                 pair_score(s[r].z, place, batch, head, row, key + 2u),
+                                 pair_score(s[r].w, place, batch, head, row, key + 3u));
+                var seen4 = vec4<bool>(true);
+                if edge { seen4 = shown4(place, batch, head, row, key); }
+                let kept = select(vec4<f32>(LOWEST), s[r], seen4);
+                row_part[(y * 4u + r) * 8u + x] = max(max(kept.x, kept.y), max(kept.z, kept.w));
+                shown &= ~(dot(select(vec4<u32>(1u, 2u, 4u, 8u), vec4<u32>(), seen4), vec4<u32>(1u)) << (4u * r));
+            }
         }
         workgroupBarrier();
         for (var r = 0u; r < 4u; r++) {

@@ -209,6 +209,13 @@ impl Features {
         self.mask.is_some() || self.bias.is_some() || self.visible.is_some()
     }
 
+    /// Whether what happens to a pair takes more registers than its product leaves.
+    pub(super) fn is_heavy(&self) -> bool {
+        let light = [self.softcap, self.alibi, self.bias.is_some(), self.mask.is_some()];
+        let some = light.into_iter().filter(|asked| *asked).count();
+        self.score.is_some() || self.visible.is_some() || some >= 2
+    }
+
     /// Whether some row may not see some key.
     pub(crate) fn hides(&self) -> bool {
         self.rows != Rows::Full || self.hides_pairs()
@@ -337,20 +344,21 @@ mod covering {
     use super::{DType, Element, Features, MaskFormat, Rows, ScoreStage, Text};
 
     /// How many values each feature has.
-    const VALUES: [usize; 12] = [7, 4, 3, 4, 2, 2, 2, 2, 2, 2, 2, 4];
+    const VALUES: [usize; 12] = [6, 4, 3, 4, 2, 2, 2, 2, 2, 2, 2, 4];
 
     type Choice = [usize; VALUES.len()];
 
-    fn elements(choice: usize) -> [Element; 3] {
-        match choice {
-            0 => [Element::F32; 3],
-            1 => [Element::F16; 3],
-            2 => [Element::PackedF16; 3],
-            3 => [Element::PackedBf16; 3],
-            4 => [Element::F32, Element::F16, Element::F32],
-            5 => [Element::F32, Element::PackedF16, Element::PackedBf16],
-            _ => [Element::F32, Element::PackedBf16, Element::PackedF16],
-        }
+    fn elements(choice: usize, native_f16: bool) -> [Element; 3] {
+        let (f32, f16, bf16) = (DType::F32, DType::F16, DType::BF16);
+        let types = match choice {
+            0 => [f32; 3],
+            1 => [f16; 3],
+            2 => [bf16; 3],
+            3 => [f32, f16, f32],
+            4 => [f32, f16, bf16],
+            _ => [f32, bf16, f16],
+        };
+        types.map(|dtype| Element::of(dtype, native_f16))
     }
 
     /// Packed sequences have neither mask nor bias, classes need something that hides pairs.
@@ -369,7 +377,7 @@ mod covering {
         }
     }
 
-    fn features(choice: &Choice) -> Features {
+    fn features(choice: &Choice, native_f16: bool) -> Features {
         let [
             elements_of,
             rows,
@@ -384,7 +392,7 @@ mod covering {
             lse,
             kept,
         ] = *choice;
-        let [q, kv, out] = elements(elements_of);
+        let [q, kv, out] = elements(elements_of, native_f16);
         let score = (score == 1).then(|| {
             text(
                 "relative position",
@@ -432,8 +440,8 @@ mod covering {
 
     impl Features {
         /// Sets of features in which every two values of two features that go together do.
-        pub(in crate::kernels) fn covering() -> Vec<Self> {
-            choices().iter().map(features).collect()
+        pub(in crate::kernels) fn covering(native_f16: bool) -> Vec<Self> {
+            choices().iter().map(|choice| features(choice, native_f16)).collect()
         }
     }
 

@@ -4,6 +4,7 @@ use super::features::store_lse;
 use super::{AttentionParams, Binding, Element, Features, Kernel, Uses};
 use crate::shader::{Source, file};
 use crate::tuning::{Flash, Tuning};
+use crate::unroll::unrolled;
 
 /// What both forms compile in.
 fn source(
@@ -61,12 +62,18 @@ impl From<FlashTile<'_>> for Kernel {
         let FlashTile { head_dim, v_head_dim, block_q, v_columns, q_resident, .. } = c;
         let (source, bindings) = source(c.features, [head_dim, v_head_dim], block_q, c.vec4);
         let q_chunks = if q_resident { head_dim.div_ceil(32) } else { 1 };
+        let v_columns = v_head_dim.next_multiple_of(32).min(v_columns);
+        let mut kernel = file!("kernels/flash_tile.wgsl");
+        if source.is_checked() {
+            kernel.text = unrolled(&kernel.text, &[("V_CHUNKS", v_columns / 32)]).into();
+        }
         Self {
             name: "flash_tile",
             source: source
-                .constant("V_COLUMNS", v_head_dim.next_multiple_of(32).min(v_columns))
+                .constant("V_COLUMNS", v_columns)
                 .flag("Q_RESIDENT", q_resident)
-                .file(file!("kernels/flash_tile.wgsl")),
+                .flag("HEAVY", c.features.is_heavy())
+                .file(kernel),
             bindings,
             fields: AttentionParams::FIELDS,
             workgroup_size: block_q * 2,
@@ -105,7 +112,7 @@ impl From<FlashLane<'_>> for Kernel {
     }
 }
 
-pub(super) fn variants(tuning: &Tuning) -> Vec<Kernel> {
+pub(super) fn variants(tuning: &Tuning, covering: &[Features]) -> Vec<Kernel> {
     let mut kernels = Vec::new();
     // What is asked for most, at every width; every pair of features, at widths by turns.
     let common =
@@ -117,7 +124,7 @@ pub(super) fn variants(tuning: &Tuning) -> Vec<Kernel> {
             }
         }
     }
-    for (i, features) in Features::covering().iter().enumerate() {
+    for (i, features) in covering.iter().enumerate() {
         let head_dim = [64, 128, 32][i % 3];
         let features = Features { scores: None, ..features.clone() };
         kernels.push(tuning.flash_kernel(&features, head_dim, head_dim, i % 2 == 0));

@@ -85,10 +85,10 @@ fn row_kernel(
     }
 }
 
-pub(super) fn variants(tuning: &Tuning) -> Vec<Kernel> {
+pub(super) fn variants(tuning: &Tuning, covering: &[Features]) -> Vec<Kernel> {
     let threads = tuning.row_threads;
     let mut kernels = Vec::new();
-    for (i, features) in Features::covering().iter().enumerate() {
+    for (i, features) in covering.iter().enumerate() {
         let v_head_dim = [32, 64, 128][i % 3];
         kernels.push(Fill { features, threads, v_head_dim }.into());
         kernels.push(Merge { features, threads, v_head_dim }.into());

@@ -1,10 +1,10 @@
 //! One module a kernel family: what it binds, what is compiled into it.
 
-use crate::error::PlanError;
 use crate::shader::Source;
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
+mod callers;
 mod features;
 mod flash;
 mod linear;
@@ -154,61 +154,20 @@ impl Kernel {
     pub(crate) fn needs_f16(&self) -> bool {
         self.bindings.iter().any(|binding| binding.element.contains("f16"))
     }
-
-    /// Compiles the WGSL of a kernel that holds a caller's text, up to what needs a device.
-    ///
-    /// # Errors
-    /// [`PlanError::Wgsl`], at a line of the caller's text where it is to blame.
-    #[cfg(not(target_arch = "wasm32"))]
-    pub(crate) fn check_callers_text(&self) -> Result<(), PlanError> {
-        use wgpu::naga;
-        use wgpu::naga::valid::{Capabilities, ValidationFlags, Validator};
-        if self.source.callers().is_empty() {
-            return Ok(());
-        }
-        let text = self.wgsl();
-        let error = |line: Option<u32>, message: String| {
-            let (name, line) = line.map_or_else(
-                || (self.source.callers()[0].to_string(), 1),
-                |line| self.locate(line as usize),
-            );
-            let name = name.trim_matches(['(', ')']).to_owned();
-            PlanError::Wgsl { name, line, message }
-        };
-        let module = naga::front::wgsl::parse_str(&text).map_err(|e| {
-            error(e.location(&text).map(|at| at.line_number), e.message().to_owned())
-        })?;
-        let flags = ValidationFlags::all();
-        Validator::new(flags, Capabilities::all())
-            .validate(&module)
-            .map_err(|e| error(e.location(&text).map(|at| at.line_number), whole(e.as_inner())))?;
-        Ok(())
-    }
-
-    /// On the web the browser says it, to the caller's own error handler.
-    #[cfg(target_arch = "wasm32")]
-    #[allow(clippy::unnecessary_wraps, reason = "as elsewhere")]
-    pub(crate) fn check_callers_text(&self) -> Result<(), PlanError> {
-        Ok(())
-    }
 }
 
-/// An error and its causes, in one line.
-#[cfg(not(target_arch = "wasm32"))]
-fn whole(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
-/// Every kernel variant that the planner can choose for a device class, at some sizes that stand for all: what
-/// the tests without a GPU and `compile_all` go through.
-pub fn all(class: crate::DeviceClass) -> Vec<Kernel> {
-    let tuning = crate::tuning::Tuning::of(class);
+/// Kernels that the planner can choose on a device, at some sizes that stand for all, in which every two features
+/// that go together do: what the tests without a GPU and `compile_all` go through.
+pub fn all(capabilities: &crate::Capabilities) -> Vec<Kernel> {
+    let tuning = crate::tuning::Tuning::of(capabilities.class);
+    let covering = Features::covering(capabilities.f16);
     let mut kernels: Vec<Kernel> = Vec::new();
-    kernels.extend(staged::variants(&tuning));
-    kernels.extend(flash::variants(&tuning));
+    kernels.extend(staged::variants(&tuning, &covering));
+    kernels.extend(flash::variants(&tuning, &covering));
     kernels.extend(linear::variants(&tuning));
-    kernels.extend(merge::variants(&tuning));
-    kernels.extend(tables::variants(&tuning));
+    kernels.extend(merge::variants(&tuning, &covering));
+    kernels.extend(tables::variants(&tuning, &covering));
+    let mut seen = std::collections::HashSet::new();
+    kernels.retain(|kernel| seen.insert(kernel.clone()));
     kernels
 }

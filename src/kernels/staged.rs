@@ -169,7 +169,7 @@ impl From<Values<'_>> for Kernel {
     }
 }
 
-pub(super) fn variants(tuning: &Tuning) -> Vec<Kernel> {
+pub(super) fn variants(tuning: &Tuning, covering: &[Features]) -> Vec<Kernel> {
     let mut kernels = Vec::new();
     let product = tuning.product;
     let (threads, block_m) = (tuning.row_threads, product.block().0);
@@ -191,7 +191,7 @@ pub(super) fn variants(tuning: &Tuning) -> Vec<Kernel> {
             add(&features, head_dims, &[true, false], &[true, false]);
         }
     }
-    for (i, features) in Features::covering().iter().enumerate() {
+    for (i, features) in covering.iter().enumerate() {
         let features = Features { classes: false, ..features.clone() };
         add(&features, &[[64, 128, 32][i % 3]], &[i % 2 == 0], &[i % 4 < 2]);
     }

@@ -105,7 +105,7 @@ impl From<Classify<'_>> for Kernel {
     }
 }
 
-pub(super) fn variants(tuning: &Tuning) -> Vec<Kernel> {
+pub(super) fn variants(tuning: &Tuning, covering: &[Features]) -> Vec<Kernel> {
     let given = Gather {
         q_lens: true,
         kv_lens: true,
@@ -117,10 +117,10 @@ pub(super) fn variants(tuning: &Tuning) -> Vec<Kernel> {
     };
     let packed = Gather { q_lens: false, kv_lens: false, packed: true, ..given };
     let mut kernels: Vec<Kernel> = [given, packed].map(Kernel::from).into();
-    for features in Features::covering() {
+    for features in covering {
         if features.hides_pairs() {
             let (block_q, block_kv) = tuning.class_tile(64, 64);
-            kernels.push(Classify { features: &features, block_q, block_kv }.into());
+            kernels.push(Classify { features, block_q, block_kv }.into());
         }
     }
     let features = Features { mask: Some(MaskFormat::Bytes), ..Features::plain() };

@@ -56,7 +56,7 @@ pub(crate) fn row(problem: &Problem, tensors: &Tensors, at: At) -> Row {
     let mut max = sink;
     for (j, shown) in (0..s.kv_len).zip(&visible) {
         let within = place.real && place.keys.contains(&j);
-        if !shown && !(within && problem.scores.is_some()) {
+        if !(*shown || within && problem.scores.is_some()) {
             continue;
         }
         let key = line(&tensors.k, problem.k, (batch, kv_head, j), s.head_dim);
