@@ -37,7 +37,7 @@ impl Pair {
 /// further functions, constants, types and private variables; it may touch nothing else of the kernel.
 ///
 /// wgpu's run-time checks stay on in a kernel with a caller's text: an index past a buffer reads some element of the
-/// buffer, or 0; a division by zero gives some number. Loops of one call take fewer than 65,536 rounds in all: once
+/// buffer, or 0; a division by zero gives some number. Loops of one call take fewer than 16,384 rounds in all: once
 /// they would not, all loops of that invocation end at once, and what pairs of its rows come to is unspecified.
 ///
 /// The closure is the same function for [`reference`](mod@crate::reference) and the CPU path.
