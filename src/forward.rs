@@ -306,9 +306,10 @@ fn clamp_band(bound: i64) -> i32 {
     i32::try_from(bound.clamp((-BAND_END).into(), BAND_END.into())).expect("clamped")
 }
 
-/// A stride along an axis of `n`; of one element it is never used, and might not fit 32 bits.
+/// A stride along an axis of `n`; of one element it is never used. What is bound fits 32 bits; what is not bound may
+/// not, and is not read.
 pub(crate) fn stride(elements: u64, n: u32) -> u32 {
-    if n > 1 { narrow(elements) } else { 0 }
+    if n > 1 { u32::try_from(elements).unwrap_or(u32::MAX) } else { 0 }
 }
 
 /// A number of elements within one binding, which is below 2^31 bytes.

@@ -34,7 +34,8 @@ impl Pair {
 /// query 0 stands at, and read the buffers that it declares with [`with_buffer`](Self::with_buffer). It must be a
 /// function of its arguments and buffers alone; it may be called for positions past the end, and the result is then
 /// not used. Names of the text's own must not be those of the kernel around it: prefix them. The text may have
-/// further functions, constants, types and private variables; it may touch nothing else of the kernel.
+/// further functions, constants, types and private variables; it may touch nothing else of the kernel. A loop that ends
+/// by returning has a return after it.
 ///
 /// wgpu's run-time checks stay on in a kernel with a caller's text: an index past a buffer reads some element of the
 /// buffer, or 0; a division by zero gives some number. Loops of one call take fewer than 16,384 rounds in all: once

@@ -68,7 +68,7 @@ impl Pairs {
                 return Err(ProblemError::Broadcast { tensor, axis, needed, found });
             }
         }
-        let fits = |n: u64| n <= 1 << 60;
+        let fits = |n: u64| n <= 1 << 58;
         if !self.extent(exact).is_some_and(fits) {
             return Err(ProblemError::Unaddressable { tensor });
         }

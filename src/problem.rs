@@ -317,7 +317,7 @@ impl Problem {
     }
 
     /// Kernels, tiles and splits depend on the shape of one sequence only: its results have the same bits in every
-    /// batch.
+    /// batch. Not supported yet for packed sequences.
     #[must_use]
     pub fn batch_invariant(self) -> Self {
         Self { batch_invariant: true, ..self }
@@ -365,7 +365,11 @@ impl Problem {
 
     /// The name of a requested option that is not built yet.
     pub(crate) fn unsupported(&self) -> Option<&'static str> {
-        self.dropout.map(|_| "dropout")
+        let packed = self.lengths == Lengths::Packed;
+        // Tiles of packed sequences hold rows of several, and so depend on the neighbours.
+        let invariant =
+            (self.batch_invariant && packed).then_some("batch_invariant of packed sequences");
+        self.dropout.map(|_| "dropout").or(invariant)
     }
 
     /// Checks everything that can be checked without a device.

@@ -173,11 +173,18 @@ impl AttentionPlanner<'_, '_> {
         let given = self.problem.block_mask && one;
         let without = |task: &Self| task.to.limit().bytes() / 4;
         if wanted && words > 0 && words < without(self) / 2 {
-            self.features.classes = true;
-            self.tables = self.gather(Uses::Fused, Some((words, given)))?;
-        } else {
-            self.tables = self.gather(Uses::Fused, None)?;
+            let mark = self.to.mark();
+            match self.gather(Uses::Fused, Some((words, given))) {
+                Ok(tables) => {
+                    self.features.classes = true;
+                    self.tables = tables;
+                    return Ok(());
+                }
+                // Without classes the table may fit.
+                Err(_) => self.to.rewind(mark),
+            }
         }
+        self.tables = self.gather(Uses::Fused, None)?;
         Ok(())
     }
 

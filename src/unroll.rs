@@ -1,7 +1,7 @@
 //! Writes loops of constant length out, where wgpu's run-time checks would keep a compiler from doing so.
 
-/// Loops of at most this many rounds are written out.
-const MOST: u32 = 8;
+/// Loops of at most this many rounds are written out: those over 128 columns, four at a time.
+const MOST: u32 = 32;
 
 /// The text with every loop `for (var i = 0u; i < N; i++) { .. }` written out, round by round, where N is a number or
 /// one of the `constants`. Bodies see `i` as a constant, so that what they index with it needs no check.

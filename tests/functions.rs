@@ -969,3 +969,54 @@ fn a_block_mask_needs_a_device_and_something_hidden() {
     let wanted = PlanError::NotSupported { what: "a block mask in host memory" };
     assert_eq!(run, Err(Error::Plan(wanted)));
 }
+
+/// A text may bring no name that means something else in the kernel around it.
+#[test]
+fn texts_may_not_change_what_the_kernel_means() {
+    let after = "fn score(s: f32, batch: u32, head: u32, q_pos: u32, kv_pos: u32) -> f32 {
+    return own(s);
+}";
+    let own = "fn own(s: f32) -> f32 { return s; }";
+    for (before, line, message) in [
+        ("fn workgroupBarrier() { }", 1, "workgroupBarrier means something else in the kernel"),
+        (
+            "\nfn min(a: u32, b: u32) -> u32 { return a; }",
+            2,
+            "min means something else in the kernel",
+        ),
+        ("alias i32 = u32;", 1, "i32 means something else in the kernel"),
+        ("const params = 1u;", 1, "params means something else in the kernel"),
+        ("var<private> LOWEST: f32 = 1.0;", 1, "LOWEST means something else in the kernel"),
+        ("fn f(p: ptr<function, f32>) { }", 1, "a caller's text may not use ptr"),
+        ("fn f() { loop_budget = 9u; }", 1, "a caller's text may not use loop_budget"),
+        (
+            "var<workgroup> mine: array<f32, 4>;",
+            1,
+            "a function of the caller's may not declare variables that are not private",
+        ),
+        (
+            "fn f() -> u32 { return params.batch; }",
+            1,
+            "a function of the caller's may not touch params",
+        ),
+        (
+            "fn f() { storageBarrier(); }",
+            1,
+            "a function of the caller's may not wait for other invocations",
+        ),
+    ] {
+        let text = format!("{before} {own}\n{after}");
+        let function = ScoreFunction::new("mine", &text, |s, _| s);
+        let problem = Problem::new(SHAPE).with_score_function(function);
+        for algorithm in ALGORITHMS {
+            let planned = Plan::new(&problem, &Capabilities::portable(), algorithm);
+            let wanted =
+                PlanError::Wgsl { name: "mine".to_owned(), line, message: message.to_owned() };
+            assert_eq!(planned.err(), Some(wanted), "{before}");
+        }
+    }
+    let text = format!("const own_factor: f32 = 2.0; struct own_pair {{ x: f32 }}\n{own}\n{after}");
+    let function = ScoreFunction::new("mine", &text, |s, _| s);
+    let problem = Problem::new(SHAPE).with_score_function(function);
+    assert!(Plan::new(&problem, &Capabilities::portable(), Algorithm::Auto).is_ok());
+}

@@ -28,7 +28,7 @@ fn setting(name: &str) -> Option<u32> {
 
 #[test]
 fn random_problems_agree_with_the_definition() {
-    let small = if support::small() { 48 } else { 240 };
+    let small = if support::small() { 24 } else { 240 };
     let count = setting("WGPU_ATTENTION_FUZZ").unwrap_or(small);
     let seed = setting("WGPU_ATTENTION_FUZZ_SEED").unwrap_or(1);
     let end = setting("WGPU_ATTENTION_FUZZ_SECONDS")

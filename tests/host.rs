@@ -5,8 +5,8 @@
 use std::fmt::Debug;
 use wgpu_attention::{
     Algorithm, Attention, BindError, Capabilities, Checks, DeviceClass, Diagonal, Dispatch,
-    Download, DownloadError, Error, Layout, Mask, Plan, PlanError, Problem, ProblemError, Runner,
-    SelfAttention, Shape, Strides, Tensors,
+    Download, DownloadError, Error, Layout, Mask, MaskFormat, Pairs, Plan, PlanError, Problem,
+    ProblemError, Runner, SelfAttention, Shape, Strides, Tensors,
 };
 
 const CLASSES: [DeviceClass; 3] =
@@ -424,3 +424,23 @@ const _: () = {
     shared::<DownloadError>();
     shared::<Error>();
 };
+
+/// What no kernel binds may be as far apart as it likes.
+#[test]
+fn strides_of_tensors_that_are_not_bound_do_not_matter() {
+    let far = Strides { batch: 1 << 40, head: 1 << 36, row: 8 };
+    let empty = Problem::new(Shape::cross_attention(2, 1, 4, 0, 8));
+    let pairs = Pairs::new([2, 1, 4, 0]).with_strides([1 << 40, 1, 1, 1]);
+    for problem in [
+        empty.clone().k_strides(far),
+        empty.clone().q_strides(far),
+        empty.with_boolean_mask(MaskFormat::Bytes, pairs),
+    ] {
+        let plan = Plan::new(&problem, &Capabilities::portable(), Algorithm::Auto).expect("a plan");
+        assert_eq!(plan.kernels().collect::<Vec<_>>(), ["fill"]);
+    }
+    let host = Host::new();
+    let large = Problem::new(Shape::cross_attention(2, 64, 1 << 20, 1024, 128))
+        .with_boolean_mask(MaskFormat::Bytes, Pairs::new([1, 1, 1, 1024]));
+    assert!(host.attention(DeviceClass::Hardware).plan_block_mask(&large).is_ok());
+}

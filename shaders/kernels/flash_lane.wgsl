@@ -83,24 +83,31 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
                     s1[c] = dot_onto(q1[d], k4, s1[c]);
                 }
             }
-            let edge = kind == 2u || key < all_begin || key + KEYS > all_end;
-            var larger0 = m0;
-            var larger1 = m1;
-            var shown0 = 15u;
-            var shown1 = 15u;
             for (var c = 0u; c < KEYS; c++) {
                 s0[c] = pair_score(s0[c], place0, batch, head, row0, key + c);
                 s1[c] = pair_score(s1[c], place1, batch, head, row1, key + c);
-                if edge {
-                    if !(key + c >= lo0 && key + c < hi0 && pair_visible(place0, batch, head, row0, key + c)) {
-                        shown0 &= ~(1u << c);
+            }
+            let edge = kind == 2u || key < all_begin || key + KEYS > all_end;
+            var larger0 = m0;
+            var larger1 = m1;
+            var shown0 = 0u;
+            var shown1 = 0u;
+            if edge {
+                for (var c = 0u; c < KEYS; c++) {
+                    if key + c >= lo0 && key + c < hi0 && pair_visible(place0, batch, head, row0, key + c) {
+                        shown0 |= 1u << c;
+                        larger0 = max(larger0, s0[c]);
                     }
-                    if !(key + c >= lo1 && key + c < hi1 && pair_visible(place1, batch, head, row1, key + c)) {
-                        shown1 &= ~(1u << c);
+                    if key + c >= lo1 && key + c < hi1 && pair_visible(place1, batch, head, row1, key + c) {
+                        shown1 |= 1u << c;
+                        larger1 = max(larger1, s1[c]);
                     }
                 }
-                larger0 = select(larger0, max(larger0, s0[c]), (shown0 & (1u << c)) != 0u);
-                larger1 = select(larger1, max(larger1, s1[c]), (shown1 & (1u << c)) != 0u);
+            } else {
+                for (var c = 0u; c < KEYS; c++) {
+                    larger0 = max(larger0, s0[c]);
+                    larger1 = max(larger1, s1[c]);
+                }
             }
             let keep0 = exp(m0 - larger0);
             let keep1 = exp(m1 - larger1);
@@ -108,13 +115,13 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
             m1 = larger1;
             l0 *= keep0;
             l1 *= keep1;
-            for (var c = 0u; c < KEYS; c++) {
-                s0[c] = select(0.0, exp(s0[c] - m0), (shown0 & (1u << c)) != 0u);
-                s1[c] = select(0.0, exp(s1[c] - m1), (shown1 & (1u << c)) != 0u);
-                l0 += s0[c];
-                l1 += s1[c];
-            }
             if edge {
+                for (var c = 0u; c < KEYS; c++) {
+                    s0[c] = select(0.0, exp(s0[c] - m0), (shown0 & (1u << c)) != 0u);
+                    s1[c] = select(0.0, exp(s1[c] - m1), (shown1 & (1u << c)) != 0u);
+                    l0 += s0[c];
+                    l1 += s1[c];
+                }
                 for (var d = 0u; d < V4; d++) {
                     var x0 = o0[d] * keep0;
                     var x1 = o1[d] * keep1;
@@ -127,6 +134,12 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
                     o1[d] = x1;
                 }
             } else {
+                for (var c = 0u; c < KEYS; c++) {
+                    s0[c] = exp(s0[c] - m0);
+                    s1[c] = exp(s1[c] - m1);
+                    l0 += s0[c];
+                    l1 += s1[c];
+                }
                 for (var d = 0u; d < V4; d++) {
                     var x0 = o0[d] * keep0;
                     var x1 = o1[d] * keep1;

@@ -1,4 +1,4 @@
-// The caller vouches for the end of every loop.
+// There is no loop to end, or the caller vouches for the end of every one.
 // Expects: nothing.
 // Provides: start_loops.
 fn start_loops() {}

@@ -53,7 +53,9 @@ pub(super) fn forward(problem: &Problem, inputs: &Inputs<'_>, results: Results<'
         })
         .collect();
 
-    let block = rows.len().div_ceil(tasks()).next_multiple_of(LANES).min(ROWS);
+    // Where blocks end decides how sums round.
+    let shared = if problem.batch_invariant { rows.len() / s.batch as usize } else { rows.len() };
+    let block = shared.div_ceil(tasks()).next_multiple_of(LANES).min(ROWS);
     rows.par_chunks_mut(s.q_len as usize * s.group_size() as usize).for_each(|same_keys| {
         same_keys.par_chunks_mut(block).for_each(|rows| attend(problem, inputs, rows));
     });
@@ -317,16 +319,26 @@ impl State {
         let all_visible =
             !hides && (0..rows).all(|lane| self.visible(lane, block).len() == block.len());
         // A weight of 0 times NaN is NaN: rows that do not see a value must not multiply it then.
-        if all_visible || (0..block.len()).all(|j| is_finite(value(j))) {
-            let weights = Matrix { data: weights, strides: (lanes, 1) };
-            product((v_dim, rows, block.len()), &mut self.out, 1.0, 1.0, values, weights);
+        let is_wild = |j: &usize| !all_visible && !is_finite(value(*j));
+        let wild: Vec<usize> = (0..block.len()).filter(is_wild).collect();
+        let shape = (v_dim, rows, block.len());
+        let factors = Matrix { data: weights, strides: (lanes, 1) };
+        if wild.is_empty() {
+            product(shape, &mut self.out, 1.0, 1.0, values, factors);
             return;
         }
+        // As if they were 0, so that what no row sees changes no bit; then again for the rows that see them.
+        let mut tame: Vec<f32> = (0..block.len()).flat_map(value).copied().collect();
+        wild.iter().for_each(|j| tame[j * v_dim..][..v_dim].fill(0.0));
+        let tame = Matrix { data: &tame, strides: (1, v_dim) };
+        product(shape, &mut self.out, 1.0, 1.0, tame, factors);
         for lane in 0..rows {
-            for j in self.visible(lane, block).filter(|j| weights[j * lanes + lane] != 0.0) {
-                let out = &mut self.out[lane * v_dim..][..v_dim];
-                for (x, value) in out.iter_mut().zip(value(j)) {
-                    *x += weights[j * lanes + lane] * value;
+            let visible = self.visible(lane, block);
+            for j in wild.iter().filter(|j| visible.contains(j)) {
+                let weight = weights[j * lanes + lane];
+                if weight != 0.0 {
+                    let out = &mut self.out[lane * v_dim..][..v_dim];
+                    out.iter_mut().zip(value(*j)).for_each(|(x, value)| *x += weight * value);
                 }
             }
         }

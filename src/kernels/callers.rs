@@ -29,6 +29,8 @@ impl Kernel {
 #[cfg(not(target_arch = "wasm32"))]
 mod native {
     use super::{Kernel, PlanError};
+    use crate::function::LOOP_CHECK;
+    use std::collections::HashSet;
     use std::error::Error;
     use wgpu::naga::valid::{Capabilities, ValidationFlags, Validator};
     use wgpu::naga::{AddressSpace, Block, Expression, Function, Module, Span, Statement, front};
@@ -36,20 +38,24 @@ mod native {
     /// What belongs to the end of loops.
     const RESERVED: [&str; 2] = ["loop_budget", "start_loops"];
 
+    /// Identifiers, numbers and braces.
+    fn words(line: &str) -> impl Iterator<Item = &str> {
+        let is_word = |c: char| c.is_alphanumeric() || c == '_';
+        let mut rest = line;
+        std::iter::from_fn(move || {
+            rest = rest.trim_start_matches(|c: char| !is_word(c) && !"{}".contains(c));
+            let first = rest.chars().next()?;
+            let end =
+                if is_word(first) { rest.find(|c| !is_word(c)).unwrap_or(rest.len()) } else { 1 };
+            let (word, after) = rest.split_at(end);
+            rest = after;
+            Some(word)
+        })
+    }
+
     pub(super) fn check(kernel: &Kernel) -> Result<(), PlanError> {
         let text = Text { kernel, wgsl: kernel.wgsl() };
-        for (number, line) in (1..).zip(text.wgsl.lines()) {
-            let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
-            let callers = kernel.locate(number).0.starts_with('(');
-            // What was put in stands once behind the brace of every loop; a caller's own is one more.
-            let own = line.replace(crate::function::LOOP_CHECK, "");
-            let mut own = own.split(|c: char| !c.is_alphanumeric() && c != '_');
-            let reserved = RESERVED.iter().find(|name| own.any(|word| word == **name));
-            if let Some(name) = reserved.filter(|name| callers && words.any(|word| word == **name))
-            {
-                return Err(text.error(number, format!("{name} is a name of the kernel's")));
-            }
-        }
+        text.check_names()?;
         let module = front::wgsl::parse_str(&text.wgsl).map_err(|e| {
             let line = e.location(&text.wgsl).map_or(0, |at| at.line_number as usize);
             text.error(line, e.message().to_owned())
@@ -95,6 +101,63 @@ mod native {
             };
             let callers = name.strip_prefix('(').and_then(|name| name.strip_suffix(')'));
             PlanError::Wgsl { name: callers.map_or(name.clone(), str::to_owned), line, message }
+        }
+
+        /// Names that the text declares beside those of the kernel's own files: a name that stands there too would
+        /// mean something else there, be it a built-in of WGSL. And words that are not the text's to use.
+        fn check_names(&self) -> Result<(), PlanError> {
+            let mut kernels: HashSet<&str> = RESERVED.into();
+            let mut declared: Vec<(usize, &str)> = Vec::new();
+            let mut depth = 0;
+            let mut before = "";
+            for (number, line) in (1..).zip(self.wgsl.lines()) {
+                let callers = self.kernel.locate(number).0.starts_with('(');
+                let line = line.split("//").next().unwrap_or_default();
+                // A buffer's own declaration is no use of its name.
+                let declares = |name: &str| line.contains(&format!(" {name}: "));
+                let mut buffers = self.kernel.bindings.iter().filter(|binding| binding.bits == 0);
+                if line.starts_with("@group") && buffers.any(|binding| declares(&binding.name)) {
+                    continue;
+                }
+                // What ends loops was put there.
+                let line = line.split(LOOP_CHECK);
+                for word in line.flat_map(words) {
+                    match word {
+                        "{" => depth += 1,
+                        "}" => depth -= 1,
+                        "ptr" | "loop_budget" | "start_loops" if callers => {
+                            return Err(
+                                self.error(number, format!("a caller's text may not use {word}"))
+                            );
+                        }
+                        _ if callers => {
+                            let declares =
+                                ["fn", "const", "alias", "struct", "var", "override", "private"];
+                            let spaces = ["private", "workgroup", "storage", "uniform"];
+                            let is_name = !spaces.contains(&word);
+                            if depth == 0 && declares.contains(&before) && is_name {
+                                declared.push((number, word));
+                            }
+                        }
+                        word => {
+                            kernels.insert(word);
+                        }
+                    }
+                    before = word;
+                }
+            }
+            let mine = ["score", "visible"];
+            for (number, name) in declared.into_iter().filter(|(_, name)| !mine.contains(name)) {
+                if kernels.contains(name) {
+                    let message = format!("{name} means something else in the kernel");
+                    return Err(self.error(number, message));
+                }
+            }
+            let mut buffers = self.kernel.bindings.iter().filter(|binding| binding.bits == 0);
+            if let Some(buffer) = buffers.find(|buffer| kernels.contains(&*buffer.name)) {
+                return Err(self.error(0, format!("a buffer cannot be called {}", buffer.name)));
+            }
+            Ok(())
         }
 
         fn refuse(&self, span: Span, what: &str) -> Result<(), PlanError> {

@@ -287,15 +287,16 @@ impl Features {
     /// Adds the score of a pair and whether it is visible.
     pub(super) fn add_pairs(&self, mut source: Source) -> Source {
         let functions = [&self.score, &self.visible].into_iter().flatten();
-        let mut checked = false;
+        let (mut checked, mut loops) = (false, false);
         for text in functions {
             checked |= !text.unchecked;
             let wgsl = if text.unchecked { text.wgsl.to_string() } else { bounded(&text.wgsl) };
+            loops |= wgsl != *text.wgsl;
             let path = Cow::Owned(format!("({})", text.name));
             source = source.callers_file(File { path, text: Cow::Owned(wgsl) });
         }
         if self.score.is_some() || self.visible.is_some() {
-            source = source.file(if checked {
+            source = source.file(if loops {
                 file!("score/loops.wgsl")
             } else {
                 file!("score/no_loops.wgsl")

@@ -95,15 +95,23 @@ pub(crate) struct FlashLane<'a> {
 impl FlashLane<'_> {
     /// Keys of a tile.
     pub(crate) const BLOCK_KV: u32 = 16;
+    /// Keys of one step of a row.
+    const KEYS: u32 = 4;
 }
 
 impl From<FlashLane<'_>> for Kernel {
     fn from(c: FlashLane<'_>) -> Self {
         let FlashLane { head_dim, v_head_dim, block_q, .. } = c;
         let (source, bindings) = source(c.features, [head_dim, v_head_dim], block_q, c.vec4);
+        let mut kernel = file!("kernels/flash_lane.wgsl");
+        if source.is_checked() {
+            let (d4, v4) = (head_dim.div_ceil(4), v_head_dim.div_ceil(4));
+            let constants = [("D4", d4), ("V4", v4), ("KEYS", FlashLane::KEYS)];
+            kernel.text = unrolled(&kernel.text, &constants).into();
+        }
         Self {
             name: "flash_lane",
-            source: source.file(file!("kernels/flash_lane.wgsl")),
+            source: source.file(kernel),
             bindings,
             fields: AttentionParams::FIELDS,
             workgroup_size: block_q / 2,

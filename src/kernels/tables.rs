@@ -89,6 +89,8 @@ impl From<Classify<'_>> for Kernel {
     fn from(c: Classify<'_>) -> Self {
         let source = Source::default()
             .constant("THREADS", THREADS)
+            // Whole rows where there is one for every invocation; neighbours read neighbours where not.
+            .constant("EACH", if c.block_q >= THREADS { c.block_kv } else { 1 })
             .constant("BLOCK_Q", c.block_q)
             .constant("BLOCK_KV", c.block_kv);
         let source = c.features.add_pairs(c.features.add_rows(source));
