@@ -13,9 +13,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use support::case::Case;
-use support::draw::{Drawn, Kind, all_values, apart};
+use support::draw::{Drawn, Kind, all_values, apart, kinds};
 use support::judge::Answer;
-use support::random::Random;
 use support::target::Target;
 use wgpu_attention::{Layout, Lengths, Pairs, Problem, Shape};
 
@@ -33,19 +32,19 @@ fn random_problems_agree_with_the_definition() {
     let seed = setting("WGPU_ATTENTION_FUZZ_SEED").unwrap_or(1);
     let end = setting("WGPU_ATTENTION_FUZZ_SECONDS")
         .map(|seconds| Instant::now() + Duration::from_secs(seconds.into()));
-    let kinds = count.div_ceil(OF_A_KIND);
-    let (next, done) = (AtomicU32::new(0), AtomicU32::new(0));
+    let kinds = kinds(seed.into(), count.div_ceil(OF_A_KIND));
+    let kinds = Mutex::new((0_u32..).zip(kinds));
+    let done = AtomicU32::new(0);
     let (failures, tally) = (Mutex::new(Vec::new()), Mutex::new(Tally::default()));
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
                 loop {
-                    let n = next.fetch_add(1, Ordering::Relaxed);
-                    if n >= kinds || end.is_some_and(|end| Instant::now() > end) {
+                    let drawn = kinds.lock().expect("alive").next();
+                    let Some((n, (kind, mut random))) = drawn else { break };
+                    if end.is_some_and(|end| Instant::now() > end) {
                         break;
                     }
-                    let mut random = Random::new(u64::from(seed) << 32 | u64::from(n));
-                    let kind = Kind::draw(&mut random);
                     for i in 0..OF_A_KIND {
                         let problem = kind.problem(&mut random);
                         let sharpness = [1.0, 8.0, 20.0][random.below(3) as usize];
@@ -71,6 +70,17 @@ fn random_problems_agree_with_the_definition() {
         let missing = tally.missing();
         assert!(missing.is_empty(), "never drawn together: {missing:?}");
     }
+}
+
+/// Two thousand problems meet every two values that go together, and no luck is in it.
+#[test]
+fn two_thousand_problems_meet_every_pair_of_values() {
+    let mut tally = Tally::default();
+    for (kind, _) in kinds(1, 2000_u32.div_ceil(OF_A_KIND)) {
+        tally.count(&kind);
+    }
+    let missing = tally.missing();
+    assert!(missing.is_empty(), "{} pairs never: {missing:?}", missing.len());
 }
 
 /// Every path against the definition; a panic is an error like any other.
@@ -195,12 +205,11 @@ struct Tally {
 
 impl Tally {
     fn count(&mut self, kind: &Kind) {
-        let drawn = kind.drawn();
-        for (i, a) in drawn.iter().enumerate() {
-            *self.single.entry(*a).or_default() += 1;
-            for b in &drawn[i + 1..] {
-                *self.pairs.entry((*a, *b)).or_default() += 1;
-            }
+        for value in kind.drawn() {
+            *self.single.entry(value).or_default() += 1;
+        }
+        for pair in kind.pairs() {
+            *self.pairs.entry(pair).or_default() += 1;
         }
     }
 

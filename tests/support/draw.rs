@@ -2,6 +2,7 @@
 
 use super::functions;
 use super::random::Random;
+use std::collections::HashSet;
 use std::fmt;
 use wgpu_attention::{
     DType, DeviceClass, Diagonal, Layout, Mask, MaskFormat, Pairs, Problem, ScoreStage, Shape,
@@ -65,7 +66,33 @@ pub(crate) fn all_values() -> Vec<Drawn> {
     values.collect()
 }
 
+/// As many kinds, each with what draws its problems: of some tried, the one with most pairs of values that were not
+/// met before.
+pub(crate) fn kinds(seed: u64, count: u32) -> Vec<(Kind, Random)> {
+    const TRIED: u64 = 12;
+    let mut met = HashSet::new();
+    let mut kinds = Vec::new();
+    for n in 0..u64::from(count) {
+        let tried = (0..TRIED).map(|i| {
+            let mut random = Random::new(seed << 40 | n << 8 | i);
+            (Kind::draw(&mut random), random)
+        });
+        let news = |kind: &Kind| kind.pairs().iter().filter(|pair| !met.contains(*pair)).count();
+        let (kind, random) = tried.max_by_key(|(kind, _)| news(kind)).expect("some");
+        met.extend(kind.pairs());
+        kinds.push((kind, random));
+    }
+    kinds
+}
+
 impl Kind {
+    /// Every two values of it.
+    pub(crate) fn pairs(&self) -> Vec<(Drawn, Drawn)> {
+        let drawn = self.drawn();
+        let after = |i: usize| drawn[i + 1..].iter().map(move |b| (i, *b));
+        (0..drawn.len()).flat_map(after).map(|(i, b)| (drawn[i], b)).collect()
+    }
+
     pub(crate) fn draw(random: &mut Random) -> Self {
         let dim = |random: &mut Random| DIMS[random.below(20) as usize];
         let head_dim = dim(random);
