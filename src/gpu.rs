@@ -3,8 +3,9 @@
 use crate::attention::Attention;
 use crate::dispatch::Dispatch;
 use crate::download::Download;
+use crate::encoding::decoded;
 use crate::error::Error;
-use crate::host::{Output, Outputs, Transfer, decoded};
+use crate::host::{Output, Outputs, Transfer};
 use crate::plan::Plan;
 use crate::tensors::{Operand, Tensors};
 use crate::upload::upload;

@@ -43,6 +43,7 @@
 
 // In reading order: the question, the answer, how, the kernels, the glue, what is built on it.
 mod problem;
+mod validate;
 mod shape;
 mod mask;
 mod pairs;
@@ -74,6 +75,8 @@ mod layer;
 mod runner;
 #[cfg(feature = "runner")]
 mod host;
+#[cfg(feature = "runner")]
+mod encoding;
 #[cfg(feature = "runner")]
 mod gpu;
 #[cfg(feature = "cpu")]

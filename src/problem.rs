@@ -5,7 +5,7 @@ use crate::function::{self, MaskFunction, ScoreFunction};
 use crate::layout::{Layout, Strides};
 use crate::mask::{Diagonal, Mask};
 use crate::pairs::{Bias, BooleanMask, MaskFormat, Pairs};
-use crate::shape::{DType, MAX_LEN, Shape};
+use crate::shape::{DType, Shape};
 use std::sync::Arc;
 
 /// Where sequences end.
@@ -370,80 +370,5 @@ impl Problem {
         let invariant =
             (self.batch_invariant && packed).then_some("batch_invariant of packed sequences");
         self.dropout.map(|_| "dropout").or(invariant)
-    }
-
-    /// Checks everything that can be checked without a device.
-    ///
-    /// # Errors
-    /// The first thing that is wrong.
-    pub fn validate(&self) -> Result<(), ProblemError> {
-        let s = self.shape;
-        for (axis, extent) in [
-            ("heads", s.heads),
-            ("kv_heads", s.kv_heads),
-            ("head_dim", s.head_dim),
-            ("v_head_dim", s.v_head_dim),
-        ] {
-            if extent == 0 {
-                return Err(ProblemError::EmptyAxis { axis });
-            }
-        }
-        if !s.heads.is_multiple_of(s.kv_heads) {
-            return Err(ProblemError::UngroupedHeads { heads: s.heads, kv_heads: s.kv_heads });
-        }
-        for (axis, len) in [
-            ("q_len", s.q_len),
-            ("kv_len", s.kv_len),
-            ("head_dim", s.head_dim),
-            ("v_head_dim", s.v_head_dim),
-        ] {
-            if len > MAX_LEN {
-                return Err(ProblemError::TooLong { axis, len, max: MAX_LEN });
-            }
-        }
-        if let Some(scale) = self.scale.filter(|scale| !scale.is_finite()) {
-            return Err(ProblemError::Scale { scale });
-        }
-        if let Some(softcap) = self.softcap.filter(|cap| !cap.is_finite() || *cap <= 0.0) {
-            return Err(ProblemError::Softcap { softcap });
-        }
-        if let Some(p) = self.dropout.filter(|p| !(0.0..1.0).contains(p)) {
-            return Err(ProblemError::Dropout { p });
-        }
-        for (what, given) in
-            [("a boolean mask", self.boolean_mask.is_some()), ("bias", self.bias.is_some())]
-        {
-            if given && self.lengths == Lengths::Packed {
-                return Err(ProblemError::PackedPairs { what });
-            }
-        }
-        if let Some(mask) = self.boolean_mask {
-            mask.pairs.validate("mask", &s)?;
-        }
-        if let Some(bias) = self.bias {
-            bias.pairs.validate("bias", &s)?;
-        }
-        if self.block_mask && !self.hides_pairs() {
-            return Err(ProblemError::NothingHidden);
-        }
-        self.function_buffers()?;
-        let s = self.tensor_shape();
-        for (tensor, strides, heads, len, dim, dtype) in [
-            ("q", self.q, s.heads, s.q_len, s.head_dim, self.dtype),
-            ("k", self.k, s.kv_heads, s.kv_len, s.head_dim, self.kv_dtype),
-            ("v", self.v, s.kv_heads, s.kv_len, s.v_head_dim, self.kv_dtype),
-            ("out", self.out, s.heads, s.q_len, s.v_head_dim, self.out_dtype),
-        ] {
-            let bytes = strides
-                .extent(s.batch, heads, len, dim)
-                .and_then(|elements| elements.checked_mul(dtype.bytes()));
-            if bytes.is_none_or(|bytes| bytes > i64::MAX.unsigned_abs()) {
-                return Err(ProblemError::Unaddressable { tensor });
-            }
-        }
-        if !self.out.is_injective(s.batch, s.heads, s.q_len, s.v_head_dim) {
-            return Err(ProblemError::OverlappingRows { tensor: "out", strides: self.out });
-        }
-        Ok(())
     }
 }

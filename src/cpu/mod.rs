@@ -1,7 +1,8 @@
 //! The CPU path of the runner: blocked, on all cores, for machines without a GPU.
 
+use crate::encoding::rounded;
 use crate::error::Error;
-use crate::host::{Outputs, Transfer, rounded};
+use crate::host::{Outputs, Transfer};
 use crate::inputs::Inputs;
 use crate::layer::SelfAttention;
 use crate::plan::Algorithm;

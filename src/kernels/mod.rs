@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 
 mod callers;
+mod covering;
 mod features;
 mod flash;
 mod linear;
