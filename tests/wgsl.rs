@@ -1,12 +1,21 @@
 //! Every kernel variant of every device class, checked without a GPU: naga parses and validates it, and what
 //! the host says of it is what the shader says.
 
+use std::sync::LazyLock;
+
 use naga::valid::{ValidationFlags, Validator};
 use naga::{AddressSpace, StorageAccess, TypeInner};
 use wgpu_attention::kernels::{self, Access, Kernel};
 use wgpu_attention::{Capabilities, DeviceClass};
 
-fn all() -> Vec<(Kernel, naga::Module)> {
+/// Parsed once for all tests.
+static ALL: LazyLock<Vec<(Kernel, naga::Module)>> = LazyLock::new(parse_all);
+
+fn all() -> impl Iterator<Item = &'static (Kernel, naga::Module)> {
+    ALL.iter()
+}
+
+fn parse_all() -> Vec<(Kernel, naga::Module)> {
     let kernels: Vec<_> = [DeviceClass::Hardware, DeviceClass::Apple, DeviceClass::Software]
         .into_iter()
         .flat_map(|class| [false, true].map(|f16| (class, f16)))
