@@ -49,7 +49,8 @@ impl Planner<'_> {
     ) -> Result<(), PlanError> {
         algorithm.check(problem)?;
         let gives_matrix = problem.weights || problem.scores.is_some();
-        let staged = gives_matrix || algorithm == Algorithm::Staged;
+        let alone = problem.needs_rows_alone();
+        let staged = gives_matrix || alone || algorithm == Algorithm::Staged;
         let s = problem.tensor_shape();
         if s.batch == 0 || s.q_len == 0 {
             return Ok(());

@@ -43,6 +43,10 @@ impl Algorithm {
             Self::Flash if problem.scores.is_some() => {
                 Err(PlanError::AlgorithmLacks { algorithm: "flash", what: "scores" })
             }
+            Self::Flash if problem.needs_rows_alone() => Err(PlanError::AlgorithmLacks {
+                algorithm: "flash",
+                what: "batch_invariant of packed sequences",
+            }),
             Self::Split => Err(PlanError::NotSupported { what: "algorithm split" }),
             Self::Auto | Self::Staged | Self::Flash => Ok(()),
         }

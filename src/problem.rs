@@ -317,7 +317,8 @@ impl Problem {
     }
 
     /// Kernels, tiles and splits depend on the shape of one sequence only: its results have the same bits in every
-    /// batch. Not supported yet for packed sequences.
+    /// batch. Of packed sequences only the staged kernels and the CPU
+    /// path can promise that.
     #[must_use]
     pub fn batch_invariant(self) -> Self {
         Self { batch_invariant: true, ..self }
@@ -346,6 +347,12 @@ impl Problem {
         Shape { batch, ..self.shape }
     }
 
+    /// Whether only kernels whose sums do not depend on tiles will do: the fused one's tiles of packed sequences hold
+    /// rows of several.
+    pub(crate) fn needs_rows_alone(&self) -> bool {
+        self.batch_invariant && self.lengths == Lengths::Packed
+    }
+
     /// Whether any pair within the band may be hidden.
     pub(crate) fn hides_pairs(&self) -> bool {
         self.boolean_mask.is_some() || self.bias.is_some() || self.mask_function.is_some()
@@ -365,10 +372,6 @@ impl Problem {
 
     /// The name of a requested option that is not built yet.
     pub(crate) fn unsupported(&self) -> Option<&'static str> {
-        let packed = self.lengths == Lengths::Packed;
-        // Tiles of packed sequences hold rows of several, and so depend on the neighbours.
-        let invariant =
-            (self.batch_invariant && packed).then_some("batch_invariant of packed sequences");
-        self.dropout.map(|_| "dropout").or(invariant)
+        self.dropout.map(|_| "dropout")
     }
 }

@@ -1,11 +1,17 @@
 // p[i, j] = exp(s[i, j] - m_i) / l_i in place, lse_i = m_i + ln l_i, where s is the pair's score of the raw product.
 // One workgroup owns one row. Exactly 0 goes where the row sees no key: everywhere if WHOLE_ROWS, else where
-// the third stage, which takes BLOCK_M rows at a time, looks. An invocation owns every THREADS-th key in all loops.
+// the third stage, which takes BLOCK_M rows at a time, looks. An invocation owns every THREADS-th key of
+// the sequence, in all loops and wherever the sequence lies: sums are the same beside other sequences.
 // Expects: THREADS, BLOCK_M, WHOLE_ROWS, scores, Params, block_begin, block_end, place_of, pair_score, pair_visible,
 // with_sink, KEEP, keep_score, store_lse.
 // Provides: softmax_kernel.
 var<workgroup> lane_m: array<f32, THREADS>;
 var<workgroup> lane_l: array<f32, THREADS>;
+
+// The first key from `begin` on that the invocation owns, where the sequence starts at key `origin`, or would.
+fn first_of(lane: u32, begin: u32, origin: u32) -> u32 {
+    return begin + (lane + THREADS - (begin - origin) % THREADS) % THREADS;
+}
 
 @compute @workgroup_size(THREADS)
 fn softmax_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -20,14 +26,14 @@ fn softmax_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoca
     let place = place_of(params.batch_first + batch, params.q_first + row);
 
     if KEEP {
-        for (var j = lane; j < params.kv_len; j += THREADS) {
+        for (var j = first_of(lane, 0u, place.kv_start); j < params.kv_len; j += THREADS) {
             keep_score(scores[first + j], place, batch, head, row, j);
         }
     }
     var m = LOWEST;
     var l = 0.0;
-    for (var j = begin / THREADS * THREADS + lane; j < end; j += THREADS) {
-        if j >= begin && pair_visible(place, batch, head, row, j) {
+    for (var j = first_of(lane, begin, place.kv_start); j < end; j += THREADS) {
+        if pair_visible(place, batch, head, row, j) {
             // Kept, so that both loops have the same bits.
             let s = pair_score(scores[first + j], place, batch, head, row, j);
             scores[first + j] = s;
@@ -58,8 +64,7 @@ fn softmax_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoca
     let padded = (params.kv_len + 3u) / 4u * 4u;
     let zero_end = select(min((tile_end + 15u) / 16u * 16u, padded), params.kv_len, WHOLE_ROWS);
     let norm = select(0.0, 1.0 / l, l > 0.0);
-    for (var j = zero_begin / THREADS * THREADS + lane; j < zero_end; j += THREADS) {
-        if j < zero_begin { continue; }
+    for (var j = first_of(lane, zero_begin, place.kv_start); j < zero_end; j += THREADS) {
         var p = 0.0;
         if j >= begin && j < end && pair_visible(place, batch, head, row, j) {
             p = exp(scores[first + j] - m) * norm;

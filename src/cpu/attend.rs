@@ -54,10 +54,20 @@ pub(super) fn forward(problem: &Problem, inputs: &Inputs<'_>, results: Results<'
         .collect();
 
     // Where blocks end decides how sums round.
+    let block_of = |rows: usize| rows.div_ceil(tasks()).next_multiple_of(LANES).min(ROWS);
+    let group = s.group_size() as usize;
     let shared = if problem.batch_invariant { rows.len() / s.batch as usize } else { rows.len() };
-    let block = shared.div_ceil(tasks()).next_multiple_of(LANES).min(ROWS);
-    rows.par_chunks_mut(s.q_len as usize * s.group_size() as usize).for_each(|same_keys| {
-        same_keys.par_chunks_mut(block).for_each(|rows| attend(problem, inputs, rows));
+    rows.par_chunks_mut(s.q_len as usize * group).for_each(|same_keys| {
+        if problem.needs_rows_alone() {
+            let sequence = |row: &Row| row.place.map(|place| place.sequence.batch);
+            for rows in same_keys.chunk_by_mut(|a, b| sequence(a) == sequence(b)) {
+                let block = block_of(rows.len());
+                rows.par_chunks_mut(block).for_each(|rows| attend(problem, inputs, rows));
+            }
+        } else {
+            let block = block_of(shared);
+            same_keys.par_chunks_mut(block).for_each(|rows| attend(problem, inputs, rows));
+        }
     });
 }
 
