@@ -41,7 +41,10 @@ impl Answer {
         let at = sampled(&s, usize::try_from((BUDGET / row_work).max(48)).unwrap_or(usize::MAX));
         let answer = Self::for_rows(case.to_string(), &case.problem, &case.tensors(0), &at);
         let work = row_work * at.len().max(1) as u64;
-        let draws = POOL.div_ceil(at.len().max(1) as u64).min(BUDGET / work);
+        // A row that sees nothing is no sample.
+        let sees = |(_, _, visible): &&(At, reference::Row, Vec<bool>)| visible.contains(&true);
+        let samples = answer.rows.iter().filter(sees).count().max(1) as u64;
+        let draws = POOL.div_ceil(samples).min(BUDGET / work);
         (1..draws).fold(answer, |mut answer, draw| {
             let other = Self::for_rows(String::new(), &case.problem, &case.tensors(draw), &at);
             let Bounds { out, lse, weights, scores } = &mut answer.bounds;
