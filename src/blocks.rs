@@ -84,7 +84,7 @@ impl PairView {
     }
 
     /// Bytes of a part with these extents, as one of which the limit is a binding's.
-    fn extent_bytes(&self, part: [u32; 4], limit: u64) -> u64 {
+    pub(crate) fn extent_bytes(&self, part: [u32; 4], limit: u64) -> u64 {
         let elements = self.pairs.extent(part).unwrap_or(u64::MAX);
         let bytes = elements.saturating_mul(self.bits).div_ceil(8);
         if self.bits >= 8 {

@@ -121,7 +121,7 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
             let params = self.params(&block, &(0..0), &out);
             let mut bound = vec![self.queries(&block, &out)];
             bound.extend(self.lse(&block));
-            bound.extend(self.shared(Uses::Sinks, &block, &(0..0)));
+            bound.extend(self.shared(&features, Uses::Sinks, &block, &(0..0)));
             self.step(|_| fill.clone().into(), false, bound, block.rows(), params)?;
         }
         Ok(())
@@ -171,6 +171,22 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
         self.problem.bias.map(view)
     }
 
+    /// Extents of what every algorithm binds; masks and biases of all keys or of ranges of them.
+    pub(crate) fn extents(&self, all_keys: bool) -> Vec<(&'static str, Extent)> {
+        let Views { q, k, v, out } = *self.views;
+        let mut extents = vec![
+            ("q", Extent::Queries(q)),
+            ("k", Extent::Keys(k)),
+            ("v", Extent::Keys(v)),
+            ("out", Extent::Queries(out)),
+        ];
+        if self.problem.lse {
+            extents.push(("lse", Extent::Queries(self.lse_view())));
+        }
+        extents.extend(self.pair_extents(all_keys));
+        extents
+    }
+
     /// Extents of the mask and the bias, of all keys or of ranges of them.
     pub(crate) fn pair_extents(&self, all_keys: bool) -> Vec<(&'static str, Extent)> {
         let extent = |view| Extent::Pairs { view, all_keys };
@@ -178,17 +194,32 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
         mask.into_iter().chain(self.bias_view().map(|view| ("bias", extent(view)))).collect()
     }
 
+    /// The larger of mask and bias, whole.
+    pub(crate) fn largest_pairs(&self, limit: u64) -> (&'static str, u64) {
+        let s = self.shape;
+        let axes = [s.batch, s.heads, s.q_len, s.kv_len];
+        let views = [self.mask_view(), self.bias_view()].into_iter().flatten();
+        let sizes = views.map(|view| (view.operand.name(), view.extent_bytes(axes, limit)));
+        sizes.max_by_key(|(_, bytes)| *bytes).unwrap_or_default()
+    }
+
     /// What kernels bind after their own: tables, mask, bias, the functions' buffers.
-    pub(crate) fn shared(&self, uses: Uses, block: &Block, keys: &Range<u32>) -> Vec<Bound> {
+    pub(crate) fn shared(
+        &self,
+        features: &Features,
+        uses: Uses,
+        block: &Block,
+        keys: &Range<u32>,
+    ) -> Vec<Bound> {
         let mut bound = Vec::new();
-        if self.features.binds_tables(uses) {
+        if features.binds_tables(uses) {
             bound.push(self.tables.bound());
         }
         if Features::binds_pairs(uses) {
             for view in [self.mask_view(), self.bias_view()].into_iter().flatten() {
                 bound.push(Bound { operand: view.operand, bytes: view.bytes(block, keys).0 });
             }
-            let buffers = 0..self.features.buffers.len();
+            let buffers = 0..features.buffers.len();
             bound.extend(buffers.map(|i| Bound { operand: Operand::Buffer(i), bytes: 0..4 }));
         }
         bound

@@ -83,7 +83,8 @@ pub enum BufferElement {
 
 impl Text {
     fn new(name: &str, wgsl: &str) -> Self {
-        Self { name: name.into(), wgsl: wgsl.into(), buffers: Vec::new(), unchecked: false }
+        let wgsl = uncommented(wgsl).into();
+        Self { name: name.into(), wgsl, buffers: Vec::new(), unchecked: false }
     }
 
     fn with_buffer(mut self, name: &str, element: BufferElement) -> Self {
@@ -97,6 +98,37 @@ impl Text {
     }
 }
 
+/// What both kinds of functions have: their text.
+macro_rules! of_text {
+    ($($function:ty),*) => {
+        $(impl $function {
+            /// Declares `var<storage, read> name: array<element>`, bound with [`Tensors::buffer`](crate::Tensors::buffer).
+            #[must_use]
+            pub fn with_buffer(self, name: &str, element: BufferElement) -> Self {
+                Self { text: self.text.with_buffer(name, element), ..self }
+            }
+
+            /// Compiles the kernels around it without wgpu's run-time checks and without an end to its loops.
+            ///
+            /// # Safety
+            /// For all arguments, every index of the text is inside its buffer or array, every loop ends, and no integer is
+            /// divided by zero.
+            #[must_use]
+            #[allow(unsafe_code, reason = "the caller vouches for the text")]
+            pub unsafe fn unchecked(self) -> Self {
+                Self { text: Text { unchecked: true, ..self.text }, ..self }
+            }
+
+            /// Names of the buffers that the text declares.
+            pub fn buffers(&self) -> impl Iterator<Item = &str> {
+                self.text.buffers.iter().map(|(name, _)| &**name)
+            }
+        })*
+    };
+}
+
+of_text!(ScoreFunction, MaskFunction);
+
 impl ScoreFunction {
     /// A function called `name` in errors, as WGSL and as a closure.
     pub fn new(
@@ -105,28 +137,6 @@ impl ScoreFunction {
         twin: impl Fn(f64, Pair) -> f64 + Send + Sync + 'static,
     ) -> Self {
         Self { text: Text::new(name, wgsl), twin: Arc::new(twin) }
-    }
-
-    /// Declares `var<storage, read> name: array<element>`, bound with [`Tensors::buffer`](crate::Tensors::buffer).
-    #[must_use]
-    pub fn with_buffer(self, name: &str, element: BufferElement) -> Self {
-        Self { text: self.text.with_buffer(name, element), ..self }
-    }
-
-    /// Compiles the kernels around it without wgpu's run-time checks and without an end to its loops.
-    ///
-    /// # Safety
-    /// For all arguments, every index of the text is inside its buffer or array, every loop ends, and no integer is
-    /// divided by zero.
-    #[must_use]
-    #[allow(unsafe_code, reason = "the caller vouches for the text")]
-    pub unsafe fn unchecked(self) -> Self {
-        Self { text: Text { unchecked: true, ..self.text }, ..self }
-    }
-
-    /// Names of the buffers that the text declares.
-    pub fn buffers(&self) -> impl Iterator<Item = &str> {
-        self.text.buffers.iter().map(|(name, _)| &**name)
     }
 
     /// What the closure makes of the score of a pair.
@@ -143,27 +153,6 @@ impl MaskFunction {
         twin: impl Fn(Pair) -> bool + Send + Sync + 'static,
     ) -> Self {
         Self { text: Text::new(name, wgsl), twin: Arc::new(twin) }
-    }
-
-    /// Declares `var<storage, read> name: array<element>`, bound with [`Tensors::buffer`](crate::Tensors::buffer).
-    #[must_use]
-    pub fn with_buffer(self, name: &str, element: BufferElement) -> Self {
-        Self { text: self.text.with_buffer(name, element), ..self }
-    }
-
-    /// As [`ScoreFunction::unchecked`].
-    ///
-    /// # Safety
-    /// As [`ScoreFunction::unchecked`].
-    #[must_use]
-    #[allow(unsafe_code, reason = "the caller vouches for the text")]
-    pub unsafe fn unchecked(self) -> Self {
-        Self { text: Text { unchecked: true, ..self.text }, ..self }
-    }
-
-    /// Names of the buffers that the text declares.
-    pub fn buffers(&self) -> impl Iterator<Item = &str> {
-        self.text.buffers.iter().map(|(name, _)| &**name)
     }
 
     /// Whether the closure shows a pair.
@@ -234,11 +223,7 @@ pub(crate) fn bounded(wgsl: &str) -> String {
     // Whether a loop's body is yet to open.
     let mut in_head = false;
     while let Some(c) = rest.chars().next() {
-        let token = if rest.starts_with("//") {
-            rest.find('\n').unwrap_or(rest.len())
-        } else if rest.starts_with("/*") {
-            comment(rest)
-        } else if c.is_alphanumeric() || c == '_' {
+        let token = if c.is_alphanumeric() || c == '_' {
             rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len())
         } else {
             c.len_utf8()
@@ -256,26 +241,31 @@ pub(crate) fn bounded(wgsl: &str) -> String {
     text
 }
 
-/// Length of a block comment, which may hold others.
-fn comment(text: &str) -> usize {
+/// The text without its comments, of which block comments may hold others: what stands in them is no WGSL, and nobody
+/// has to know. Lines stay where they are.
+fn uncommented(wgsl: &str) -> String {
+    let mut text = String::with_capacity(wgsl.len());
+    let mut rest = wgsl;
     let mut depth = 0;
-    let mut at = 0;
-    while at < text.len() {
-        let rest = &text[at..];
-        if rest.starts_with("/*") {
+    while let Some(c) = rest.chars().next() {
+        if depth == 0 && rest.starts_with("//") {
+            rest = &rest[rest.find('\n').unwrap_or(rest.len())..];
+        } else if rest.starts_with("/*") {
             depth += 1;
-            at += 2;
-        } else if rest.starts_with("*/") {
+            rest = &rest[2..];
+        } else if depth > 0 && rest.starts_with("*/") {
             depth -= 1;
-            at += 2;
-            if depth == 0 {
-                break;
-            }
+            rest = &rest[2..];
+            // What stood on either side stays apart.
+            text.push(' ');
         } else {
-            at += rest.chars().next().map_or(1, char::len_utf8);
+            if depth == 0 || c == '\n' {
+                text.push(c);
+            }
+            rest = &rest[c.len_utf8()..];
         }
     }
-    at
+    text
 }
 
 impl fmt::Debug for Text {
@@ -312,16 +302,28 @@ impl PartialEq for MaskFunction {
 
 #[cfg(test)]
 mod tests {
-    use super::bounded;
+    use super::{LOOP_CHECK, bounded, uncommented};
 
     #[test]
     fn every_loop_gets_an_end_and_no_line_moves() {
-        let text = "fn f() {\n  for (var i = 0; i < 3; i++) { g(); } // loop {\n  /* while { /* for */ { */ while a {\n\
+        let text = "fn f() {\n  for (var i = 0; i < 3; i++) { g(); }\n  while a {\n\
                     loop { continuing { x(); } } }\n  let loops = 1; if a { }\n}";
         let ended = bounded(text);
-        assert_eq!(ended.matches("loop_budget -= 1u;").count(), 3, "{ended}");
+        assert_eq!(ended.matches(LOOP_CHECK).count(), 3, "{ended}");
         assert_eq!(ended.lines().count(), text.lines().count());
-        assert!(ended.contains("// loop {\n"));
         assert!(ended.contains("if a { }"));
+    }
+
+    #[test]
+    fn comments_go_and_lines_stay() {
+        for (text, bare) in [
+            ("a // { b\nc", "a \nc"),
+            ("a /* { // */ b", "a   b"),
+            ("a/* 1 /* 2 \n */ { */b\n// *", "a\n  b\n"),
+            ("a // /* b\nc */ d", "a \nc */ d"),
+            ("a /* b", "a "),
+        ] {
+            assert_eq!(uncommented(text), bare);
+        }
     }
 }

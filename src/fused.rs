@@ -13,16 +13,7 @@ impl AttentionPlanner<'_, '_> {
         let (problem, shape) = (self.problem, self.shape);
         let Views { q, k, v, out } = *self.views;
         let limit = self.to.limit();
-        let mut tensors = vec![
-            ("q", Extent::Queries(q)),
-            ("k", Extent::Keys(k)),
-            ("v", Extent::Keys(v)),
-            ("out", Extent::Queries(out)),
-        ];
-        if problem.lse {
-            tensors.push(("lse", Extent::Queries(self.lse_view())));
-        }
-        tensors.extend(self.pair_extents(false));
+        let mut tensors = self.extents(false);
         let batch_first = problem.batch_invariant;
         let mut chunk = Chunk::fit(&shape, limit, batch_first, &tensors)?;
         if chunk.kv < shape.kv_len {
@@ -71,15 +62,10 @@ impl AttentionPlanner<'_, '_> {
                     bound.extend(self.lse(&block));
                     aligned && out.is_vec4()
                 };
-                let uses = Uses::Fused;
-                let classes = self.tables.classes;
-                params.classes_at = classes.at;
+                params.classes_at = self.tables.classes.at;
                 [params.classes_batch, params.classes_head, params.classes_row] =
                     self.class_strides(&block, keys);
-                // The sinks of a partial result are none of its business: the features of the kernel say.
-                let all = std::mem::replace(&mut self.features, features.clone());
-                bound.extend(self.shared(uses, &block, keys));
-                self.features = all;
+                bound.extend(self.shared(&features, Uses::Fused, &block, keys));
                 let kernel = |vec4| tuning.flash_kernel(&features, head_dim, v_head_dim, vec4);
                 self.step(kernel, vec4, bound, total, tiled(params, rows, block_q))?;
             }
@@ -100,8 +86,8 @@ impl AttentionPlanner<'_, '_> {
                     self.queries(&block, &out),
                 ];
                 bound.extend(self.lse(&block));
-                bound.extend(self.shared(Uses::Sinks, &block, &(0..shape.kv_len)));
                 let all = self.features.clone();
+                bound.extend(self.shared(&all, Uses::Sinks, &block, &(0..shape.kv_len)));
                 let threads = tuning.row_threads;
                 let merge = Merge { features: &all, threads, v_head_dim };
                 self.step(|_| merge.clone().into(), false, bound, block.rows(), params)?;

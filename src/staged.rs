@@ -19,18 +19,9 @@ impl AttentionPlanner<'_, '_> {
         let Views { q, k, v, out } = *self.views;
         let pitch = u64::from(shape.kv_len.next_multiple_of(4));
         let limit = self.to.limit();
-        let mut tensors = vec![
-            ("q", Extent::Queries(q)),
-            ("k", Extent::Keys(k)),
-            ("v", Extent::Keys(v)),
-            ("out", Extent::Queries(out)),
-        ];
-        if problem.lse {
-            tensors.push(("lse", Extent::Queries(self.lse_view())));
-        }
+        let mut tensors = self.extents(true);
         let weights = self.matrix_view(Operand::Weights);
         let kept = self.matrix_view(Operand::Scores);
-        tensors.extend(self.pair_extents(true));
         if problem.scores.is_some() {
             tensors.push(("scores", Extent::Queries(kept)));
         }
@@ -88,7 +79,7 @@ impl AttentionPlanner<'_, '_> {
                     self.keys(&block, &keys, &k),
                     scores_bound.clone(),
                 ];
-                bound.extend(self.shared(Uses::Rows, &block, &keys));
+                bound.extend(self.shared(&features, Uses::Rows, &block, &keys));
                 let total = head_tiles * u64::from((keys.end - keys.start).div_ceil(block_n));
                 let kernel = |vec4| {
                     let (product, head_dim) = (tuning.product, shape.head_dim);
@@ -114,7 +105,7 @@ impl AttentionPlanner<'_, '_> {
             let mut bound = vec![scores_bound.clone()];
             bound.extend(self.lse(&block));
             bound.extend(problem.scores.map(|_| self.queries(&block, &kept)));
-            bound.extend(self.shared(Uses::Softmax, &block, &all_keys));
+            bound.extend(self.shared(&features, Uses::Softmax, &block, &all_keys));
             self.step(|_| softmax.clone().into(), false, bound, block.rows(), params)?;
 
             let sum_bytes = block.rows() * u64::from(shape.v_head_dim) * ELEMENT_BYTES;
@@ -134,7 +125,7 @@ impl AttentionPlanner<'_, '_> {
                     |operand| Bound { operand, bytes: 0..sum_bytes },
                 );
                 let mut bound = vec![scores_bound.clone(), self.keys(&block, &keys, &v), to];
-                bound.extend(self.shared(Uses::Rows, &block, &keys));
+                bound.extend(self.shared(&features, Uses::Rows, &block, &keys));
                 let total = head_tiles * u64::from(shape.v_head_dim.div_ceil(block_n));
                 let kernel = |vec4| {
                     let (product, v_head_dim) = (tuning.product, shape.v_head_dim);

@@ -118,7 +118,7 @@ impl AttentionPlanner<'_, '_> {
         ] {
             bound.extend(is_given.then(|| Bound { operand, bytes: 0..words * 4 }));
         }
-        bound.push(Bound { ..tables.bound() });
+        bound.push(tables.bound());
         let invocations =
             [sequences, rows, slopes, sinks, of(given, class_words)].into_iter().max().unwrap_or(0);
         if invocations == 0 {
@@ -171,8 +171,8 @@ impl AttentionPlanner<'_, '_> {
             && (shape.q_len >= CLASSIFY_FROM || self.problem.block_mask);
         // What the caller gave is of the whole problem.
         let given = self.problem.block_mask && one;
-        let without = |task: &Self| task.to.limit().bytes() / 4;
-        if wanted && words > 0 && words < without(self) / 2 {
+        // Classes take at most half of a table.
+        if wanted && words > 0 && words < self.to.limit().bytes() / 8 {
             let mark = self.to.mark();
             match self.gather(Uses::Fused, Some((words, given))) {
                 Ok(tables) => {
@@ -253,12 +253,12 @@ impl AttentionPlanner<'_, '_> {
         [params.classes_batch, params.classes_head, params.classes_row] =
             self.class_strides(block, keys);
         let mut bound = vec![Bound { operand, bytes: first..first + total * 4 }];
-        let shared = self.shared(Uses::Pairs, block, keys);
+        let features = self.features.clone();
+        let shared = self.shared(&features, Uses::Pairs, block, keys);
         bound.extend(shared.into_iter().map(|bound| match bound.operand {
             Operand::Workspace(_) => self.tables.bound_without_classes(),
             _ => bound,
         }));
-        let features = self.features.clone();
         let classify = Classify { features: &features, block_q, block_kv };
         // The kernel walks the classes, not the block: an axis of one stands for all.
         let [batch, heads, ..] = extents.map(narrow);
@@ -287,11 +287,13 @@ impl Planner<'_> {
         let limit = task.to.limit();
         let chunk = Chunk::fit(&shape, limit, false, &task.pair_extents(false))?;
         let (blocks, keys) = (chunk.blocks(&shape).collect::<Vec<_>>(), 0..shape.kv_len);
-        let [block] = blocks.as_slice() else {
-            return Err(limit.exceeded("a mask for a block mask".to_owned(), limit.available));
+        let whole = blocks.first().filter(|_| blocks.len() == 1 && chunk.kv >= shape.kv_len);
+        let Some(block) = whole else {
+            let (name, bytes) = task.largest_pairs(limit.bytes());
+            return Err(limit.exceeded(format!("{name} for a block mask"), bytes));
         };
         let words: u64 = task.class_extents(block, &keys).into_iter().product();
-        if words.saturating_mul(4) > limit.bytes() || chunk.kv < shape.kv_len {
+        if words.saturating_mul(4) > limit.bytes() {
             return Err(limit.exceeded("block_mask".to_owned(), words.saturating_mul(4)));
         }
         task.classify_into(block, &keys, Operand::BlockMask, 0)

@@ -978,6 +978,12 @@ fn texts_may_not_change_what_the_kernel_means() {
 }";
     let own = "fn own(s: f32) -> f32 { return s; }";
     for (before, line, message) in [
+        (
+            "/* { */ fn workgroupBarrier() { }",
+            1,
+            "workgroupBarrier means something else in the kernel",
+        ),
+        ("// {\n/* /* { */ */ fn max() { }", 2, "max means something else in the kernel"),
         ("fn workgroupBarrier() { }", 1, "workgroupBarrier means something else in the kernel"),
         (
             "\nfn min(a: u32, b: u32) -> u32 { return a; }",

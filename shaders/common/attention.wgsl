@@ -1,7 +1,7 @@
 // What every attention kernel is told, in elements: extents of the block that it works on, where the
 // block starts in the problem, and where its tensors start and how they are strided in their bindings.
-// Expects: `params` bound as a uniform; seen, of a row.
-// Provides: Params, Place, kv_head_of, block_begin, block_end, flat_id, LOWEST.
+// Expects: `params` bound as a uniform; seen and place_of, of a row.
+// Provides: Params, Place, RowAt, kv_head_of, block_begin, block_end, row_at, out_at, place_at, flat_id, LOWEST.
 struct Params {
     batch: u32, heads: u32, q_len: u32, kv_len: u32,
     batch_first: u32, head_first: u32, q_first: u32, kv_first: u32,
@@ -43,6 +43,21 @@ fn block_end(batch: u32, row: u32) -> u32 {
     let end = seen(params.batch_first + batch, params.q_first + row).y;
     return min(max(end, params.kv_first) - params.kv_first, params.kv_len);
 }
+
+// A query row of the block, where a workgroup owns one.
+struct RowAt { batch: u32, head: u32, row: u32 }
+
+fn row_at(id: u32) -> RowAt {
+    return RowAt(id / params.q_len / params.heads, id / params.q_len % params.heads, id % params.q_len);
+}
+
+// The first element of a row of out.
+fn out_at(at: RowAt) -> u32 {
+    return params.out_base + at.batch * params.out_batch + at.head * params.out_head + at.row * params.out_row;
+}
+
+// Where a row is in its sequence.
+fn place_at(at: RowAt) -> Place { return place_of(params.batch_first + at.batch, params.q_first + at.row); }
 
 // One number for a workgroup of a grid that is folded where an axis ends.
 fn flat_id(group: vec3<u32>) -> u32 {

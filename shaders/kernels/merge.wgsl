@@ -1,16 +1,14 @@
 // o_i = sum over parts of exp(lse_p - lse) o_p, lse = ln of the sum of exp(lse_p): results over ranges of keys
 // become the result over all of them, sinks last. A part of -inf, known by its bits, saw no key and adds nothing.
 // One workgroup owns one row.
-// Expects: THREADS, V_HEAD_DIM, partial_out, partial_lse, Params, place_of, with_sink, store_out, store_lse.
+// Expects: THREADS, V_HEAD_DIM, partial_out, partial_lse, Params, row_at, out_at, place_at, with_sink, store_out, store_lse.
 // Provides: merge_kernel.
 @compute @workgroup_size(THREADS)
 fn merge_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let id = flat_id(group);
     if id >= params.workgroups { return; }
-    let row = id % params.q_len;
-    let head = id / params.q_len % params.heads;
-    let batch = id / params.q_len / params.heads;
-    let first = params.out_base + batch * params.out_batch + head * params.out_head + row * params.out_row;
+    let at = row_at(id);
+    let first = out_at(at);
 
     var m = LOWEST;
     for (var p = 0u; p < params.parts; p++) {
@@ -22,8 +20,7 @@ fn merge_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
         let bits = partial_lse[params.partial_lse_base + p * params.partial_lse_part + id];
         if bits != params.neg_infinity { l += exp(bitcast<f32>(bits) - m); }
     }
-    let place = place_of(params.batch_first + batch, params.q_first + row);
-    let sum = with_sink(m, l, head, place.real);
+    let sum = with_sink(m, l, at.head, place_at(at).real);
     m = sum.x;
     l = sum.y;
     let norm = select(0.0, 1.0 / l, l > 0.0);
@@ -32,11 +29,11 @@ fn merge_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
         for (var p = 0u; p < params.parts; p++) {
             let bits = partial_lse[params.partial_lse_base + p * params.partial_lse_part + id];
             if bits != params.neg_infinity {
-                let at = params.partial_out_base + p * params.partial_out_part + id * V_HEAD_DIM + d;
-                o = fma(exp(bitcast<f32>(bits) - m) * norm, partial_out[at], o);
+                let i = params.partial_out_base + p * params.partial_out_part + id * V_HEAD_DIM + d;
+                o = fma(exp(bitcast<f32>(bits) - m) * norm, partial_out[i], o);
             }
         }
         store_out(first + d, o);
     }
-    if lane == 0u { store_lse(batch, head, row, m, l); }
+    if lane == 0u { store_lse(at.batch, at.head, at.row, m, l); }
 }

@@ -2,7 +2,7 @@
 // One workgroup owns one row. Exactly 0 goes where the row sees no key: everywhere if WHOLE_ROWS, else where
 // the third stage, which takes BLOCK_M rows at a time, looks. An invocation owns every THREADS-th key of
 // the sequence, in all loops and wherever the sequence lies: sums are the same beside other sequences.
-// Expects: THREADS, BLOCK_M, WHOLE_ROWS, scores, Params, block_begin, block_end, place_of, pair_score, pair_visible,
+// Expects: THREADS, BLOCK_M, WHOLE_ROWS, scores, Params, block_begin, block_end, row_at, place_at, pair_score, pair_visible,
 // with_sink, KEEP, keep_score, store_lse.
 // Provides: softmax_kernel.
 var<workgroup> lane_m: array<f32, THREADS>;
@@ -17,13 +17,14 @@ fn first_of(lane: u32, begin: u32, origin: u32) -> u32 {
 fn softmax_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let id = flat_id(group);
     if id >= params.workgroups { return; }
-    let row = id % params.q_len;
-    let head = id / params.q_len % params.heads;
-    let batch = id / params.q_len / params.heads;
+    let at = row_at(id);
+    let batch = at.batch;
+    let head = at.head;
+    let row = at.row;
     let first = params.scores_base + batch * params.scores_batch + head * params.scores_head + row * params.scores_row;
     let begin = block_begin(batch, row);
     let end = block_end(batch, row);
-    let place = place_of(params.batch_first + batch, params.q_first + row);
+    let place = place_at(at);
 
     if KEEP {
         for (var j = first_of(lane, 0u, place.kv_start); j < params.kv_len; j += THREADS) {

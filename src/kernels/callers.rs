@@ -112,6 +112,7 @@ mod native {
             let mut before = "";
             for (number, line) in (1..).zip(self.wgsl.lines()) {
                 let callers = self.kernel.locate(number).0.starts_with('(');
+                // A caller's has no comments left.
                 let line = line.split("//").next().unwrap_or_default();
                 // A buffer's own declaration is no use of its name.
                 let declares = |name: &str| line.contains(&format!(" {name}: "));

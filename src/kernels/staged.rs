@@ -103,8 +103,7 @@ impl From<Softmax<'_>> for Kernel {
         let (lse, lse_file) = store_lse(features.lse);
         let keep = match features.scores {
             None => file!("store/no_kept.wgsl"),
-            Some(ScoreStage::Raw) => file!("store/kept_raw.wgsl"),
-            Some(ScoreStage::Capped) => file!("store/kept_capped.wgsl"),
+            Some(ScoreStage::Raw | ScoreStage::Capped) => file!("store/kept_within.wgsl"),
             Some(ScoreStage::Biased) => file!("store/kept_biased.wgsl"),
         };
         let mut bindings = vec![Binding::PARAMS, Binding::write("scores", "f32")];
@@ -114,7 +113,8 @@ impl From<Softmax<'_>> for Kernel {
         let source = Source::default()
             .constant("THREADS", c.threads)
             .constant("BLOCK_M", c.block_m)
-            .flag("WHOLE_ROWS", c.whole_rows);
+            .flag("WHOLE_ROWS", c.whole_rows)
+            .flag("KEEP_CAPPED", features.scores == Some(ScoreStage::Capped));
         let source = features.add_sinks(features.add_pairs(features.add_rows(source)));
         Self {
             name: "softmax",
