@@ -24,6 +24,8 @@ pub struct RunnerOptions {
     pub gpu_only: bool,
     /// Ask for WebGPU's default limits and no features, not for all that the adapter has.
     pub default_limits: bool,
+    /// Ask for these limits, as far as the adapter has them; before `default_limits`.
+    pub limits: Option<wgpu::Limits>,
     /// Whether wgpu adds its own checks to the shaders.
     pub checks: Checks,
     /// Tiles of this class, not of the adapter's own.
@@ -120,10 +122,12 @@ impl Runner {
             } else {
                 adapter.features() & wanted
             },
-            required_limits: if options.default_limits {
-                wgpu::Limits::default().or_worse_values_from(&limits)
-            } else {
-                limits
+            required_limits: match &options.limits {
+                Some(asked) => asked.clone().or_worse_values_from(&limits),
+                None if options.default_limits => {
+                    wgpu::Limits::default().or_worse_values_from(&limits)
+                }
+                None => limits,
             },
             ..Default::default()
         };

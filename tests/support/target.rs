@@ -3,7 +3,7 @@
 use super::case::Tensors;
 use super::emulation::Got;
 use std::sync::OnceLock;
-use wgpu_attention::{Algorithm, Checks, DeviceClass, Error, Problem, Runner, RunnerOptions};
+use wgpu_attention::{Algorithm, Checks, DeviceClass, Error, Problem, Runner, RunnerOptions, wgpu};
 
 /// An algorithm on a device.
 #[derive(Clone, Copy, Debug)]
@@ -12,9 +12,14 @@ pub(crate) enum Target {
     Staged(DeviceClass),
     /// The fused kernel, tiles of a class.
     Flash(DeviceClass),
+    /// The one or the other on a device that binds little at once, so that problems are cut into parts.
+    Tight(DeviceClass, Algorithm),
     /// Without a GPU.
     Cpu,
 }
+
+/// What the tight device binds at once.
+pub(crate) const TIGHT_BYTES: u64 = 1 << 15;
 
 impl Target {
     pub(crate) const ALL: [Self; 5] = [
@@ -27,7 +32,8 @@ impl Target {
 
     /// Whether it has the outputs that the problem asks for.
     pub(crate) fn gives(self, problem: &Problem) -> bool {
-        !((problem.weights || problem.scores.is_some()) && matches!(self, Self::Flash(_)))
+        let fused = matches!(self, Self::Flash(_) | Self::Tight(_, Algorithm::Flash));
+        !((problem.weights || problem.scores.is_some()) && fused)
     }
 
     /// # Panics
@@ -45,6 +51,7 @@ impl Target {
         let (runner, algorithm) = match self {
             Self::Staged(class) => (runner(class), Algorithm::Staged),
             Self::Flash(class) => (runner(class), Algorithm::Flash),
+            Self::Tight(class, algorithm) => (tight(class), algorithm),
             Self::Cpu => (cpu(), Algorithm::Auto),
         };
         runner.forward_with(problem, algorithm, &tensors.inputs()).map(Got::from)
@@ -65,6 +72,20 @@ pub(crate) fn runner(class: DeviceClass) -> &'static Runner {
         let info = runner.adapter_info().expect("a GPU");
         eprintln!("{class:?} tiles on {} ({}, {})", info.name, info.backend, info.driver_info);
         runner
+    })
+}
+
+fn tight(class: DeviceClass) -> &'static Runner {
+    static HARDWARE: OnceLock<Runner> = OnceLock::new();
+    static SOFTWARE: OnceLock<Runner> = OnceLock::new();
+    let cell = if class == DeviceClass::Hardware { &HARDWARE } else { &SOFTWARE };
+    cell.get_or_init(|| {
+        let mut options = options(class);
+        options.limits = Some(wgpu::Limits {
+            max_storage_buffer_binding_size: TIGHT_BYTES,
+            ..wgpu::Limits::default()
+        });
+        Runner::with_options(options).expect("a GPU or a software GPU")
     })
 }
 
