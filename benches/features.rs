@@ -14,14 +14,13 @@ mod catalogue;
 
 use catalogue::{Data, Feature};
 use half::{bf16, f16};
-use support::class;
 use support::clock::Pass;
 use support::data::Random;
-use support::gpu::Gpu;
+use support::gpu::{self, Gpu};
 use wgpu::util::DeviceExt as _;
 use wgpu_attention::{
-    Algorithm, Cost, DType, Dispatch, Download, MaskFormat, Operand, Runner, RunnerOptions, Shape,
-    Tensors, reference, wgpu,
+    Algorithm, Cost, DType, Dispatch, Download, MaskFormat, Operand, Runner, Shape, Tensors,
+    reference, wgpu,
 };
 
 /// Times that a feature and the plain attention take turns.
@@ -30,11 +29,7 @@ const TURNS: usize = 15;
 const SAMPLES: usize = 14;
 
 fn main() {
-    let mut options = RunnerOptions::default();
-    options.software = true;
-    options.adapter = std::env::var("WGPU_ADAPTER_NAME").ok();
-    options.class = class::from_env();
-    let runner = Runner::with_options(options).expect("a device");
+    let runner = gpu::runner();
     let Some(gpu) = Gpu::of(&runner) else { return println!("no GPU") };
     // Ten documents of whole tiles.
     let shape = if gpu.is_software() {

@@ -20,15 +20,11 @@ use support::gpu::{Bound, Gpu};
 use support::problems::{CASES, Case};
 use support::report::{Machine, Report, Roof, Row};
 use support::work::Work;
-use support::{class, product, verify};
-use wgpu_attention::{Algorithm, Plan, Runner, RunnerOptions};
+use support::{gpu, product, verify};
+use wgpu_attention::{Algorithm, Plan, Runner};
 
 fn main() {
-    let mut options = RunnerOptions::default();
-    options.software = true;
-    options.adapter = std::env::var("WGPU_ADAPTER_NAME").ok();
-    options.class = class::from_env();
-    let runner = Runner::with_options(options).expect("a device");
+    let runner = gpu::runner();
     let gpu = Gpu::of(&runner);
     let mut criterion = Criterion::default()
         .without_plots()

@@ -3,6 +3,10 @@
 //! `cargo run --release --example own_functions`: takes a GPU, else a software GPU, else the CPU path.
 #![allow(clippy::print_stdout, reason = "an example talks")]
 
+#[path = "support/noise.rs"]
+mod noise;
+
+use noise::noise;
 use std::error::Error;
 use std::time::Instant;
 use wgpu_attention::{
@@ -218,17 +222,4 @@ fn shares(problem: &Problem, inputs: &Inputs<'_>) -> [f64; 2] {
     let share =
         |shown: &[bool]| shown.iter().filter(|shown| **shown).count() as f64 / shown.len() as f64;
     [share(&tiles.collect::<Vec<_>>()), share(&rows.concat())]
-}
-
-/// Values between -`scale` and `scale`, the same at every run.
-fn noise(seed: u32, scale: f32, len: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9);
-    std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        scale * ((state >> 8) as f32 / 8_388_608.0 - 1.0)
-    })
-    .take(len)
-    .collect()
 }

@@ -17,6 +17,8 @@ mod colours;
 mod heatmap;
 #[path = "support/lettering.rs"]
 mod lettering;
+#[path = "support/noise.rs"]
+mod noise;
 #[path = "support/sentence.rs"]
 mod sentence;
 #[path = "support/speed.rs"]

@@ -1,10 +1,23 @@
 //! A device, its clock and its roof; plans bound to buffers on it.
 
+use super::class;
 use super::clock::{Clock, Pass};
 use super::data::{LayerTensors, Tensors};
 use std::time::Duration;
 use wgpu::util::DeviceExt as _;
-use wgpu_attention::{Attention, Dispatch, Download, Plan, Runner, wgpu};
+use wgpu_attention::{Attention, Dispatch, Download, Plan, Runner, RunnerOptions, wgpu};
+
+/// Of the adapter that `WGPU_ADAPTER_NAME` names, with tiles of `WGPU_ATTENTION_CLASS`; a software GPU will do.
+///
+/// # Panics
+/// If the adapter gives no device.
+pub(crate) fn runner() -> Runner {
+    let mut options = RunnerOptions::default();
+    options.software = true;
+    options.adapter = std::env::var("WGPU_ADAPTER_NAME").ok();
+    options.class = class::from_env();
+    Runner::with_options(options).expect("a device")
+}
 
 /// A device to measure on.
 pub(crate) struct Gpu<'a> {

@@ -1,5 +1,6 @@
 //! How long a larger problem takes on one device, with its result checked.
 
+use super::noise::noise;
 use std::error::Error;
 use std::time::Instant;
 use wgpu_attention::wgpu::util::DeviceExt as _;
@@ -144,17 +145,4 @@ pub(crate) fn difference(got: &[f32], expected: impl IntoIterator<Item = f64>) -
         .zip(expected)
         .map(apart)
         .fold(0.0, |most, x| if x.is_nan() { f64::INFINITY } else { most.max(x) })
-}
-
-/// Values between -`scale` and `scale`, the same at every run.
-fn noise(seed: u32, scale: f32, len: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9);
-    std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        scale * ((state >> 8) as f32 / 8_388_608.0 - 1.0)
-    })
-    .take(len)
-    .collect()
 }
