@@ -19,7 +19,7 @@ use support::target::{TIGHT_BYTES, Target};
 use wgpu_attention::{Algorithm, Error, Layout, Lengths, Pairs, PlanError, Problem, Shape};
 
 /// Problems that share kernels.
-const OF_A_KIND: u32 = 12;
+const OF_A_KIND: u32 = 16;
 
 fn setting(name: &str) -> Option<u32> {
     std::env::var(name).ok().and_then(|value| value.parse().ok())
