@@ -46,7 +46,7 @@ impl Tuning {
             // barrier costs a switch of coroutines, a gather costs a load a lane.
             DeviceClass::Software => Self {
                 product: Product::Lane { block_m: 16, block_n: 32 },
-                flash: Flash::Lane { block_q: 64, widest: 128 },
+                flash: Flash::Lane { block_q: 256, widest: 128 },
                 row_threads: 16,
             },
         }
@@ -69,7 +69,7 @@ impl Tuning {
         let (block_q, _) = self.flash_block(head_dim, v_head_dim);
         match self.flash {
             Flash::Lane { widest, .. } if head_dim.max(v_head_dim) <= widest => {
-                (block_q, FlashLane::BLOCK_KV)
+                FlashLane::CLASS_TILE
             }
             _ => (block_q, FlashTile::BLOCK_KV),
         }

@@ -93,10 +93,18 @@ pub(crate) struct FlashLane<'a> {
 }
 
 impl FlashLane<'_> {
-    /// Keys of a tile.
-    pub(crate) const BLOCK_KV: u32 = 16;
-    /// Keys of one step of a row.
-    const KEYS: u32 = 4;
+    /// Rows and keys of a tile that is skipped where none is visible.
+    pub(crate) const CLASS_TILE: (u32, u32) = (64, 16);
+
+    /// Rows of an invocation, and keys that it takes at a time. What is written out grows with their product and the
+    /// columns, and compiling it more than that: more of both is faster, and takes seconds where this takes half of one.
+    fn pairs_each(&self) -> (u32, u32) {
+        match self.head_dim.max(self.v_head_dim) {
+            0..=32 => (2, 8),
+            33..=64 => (2, 4),
+            _ => (1, 4),
+        }
+    }
 }
 
 impl From<FlashLane<'_>> for Kernel {
@@ -104,18 +112,25 @@ impl From<FlashLane<'_>> for Kernel {
         let FlashLane { head_dim, v_head_dim, block_q, .. } = c;
         let (source, bindings) = source(c.features, [head_dim, v_head_dim], block_q, c.vec4);
         let mut kernel = file!("kernels/flash_lane.wgsl");
-        if source.is_checked() {
-            let (d4, v4) = (head_dim.div_ceil(4), v_head_dim.div_ceil(4));
-            let constants = [("D4", d4), ("V4", v4), ("KEYS", FlashLane::KEYS)];
-            kernel.text = unrolled(&kernel.text, &constants).into();
-        }
+        let (d4, v4) = (head_dim.div_ceil(4), v_head_dim.div_ceil(4));
+        let (rows, keys) = c.pairs_each();
+        // Old compilers would keep loops inside of loops, and some end a shader after 65,535 rounds of all its loops.
+        let constants = [("D4", d4), ("V4", v4), ("ROWS", rows), ("KEYS", keys)];
+        kernel.text = unrolled(&kernel.text, &constants).into();
+        let (class_q, class_kv) = FlashLane::CLASS_TILE;
         Self {
             name: "flash_lane",
-            source: source.file(kernel),
+            source: source
+                .constant("ROWS", rows)
+                .constant("KEYS", keys)
+                .constant("CLASS_Q", class_q)
+                .constant("CLASS_KV", class_kv)
+                .flag("GUARD", c.features.hides())
+                .file(kernel),
             bindings,
             fields: AttentionParams::FIELDS,
-            workgroup_size: block_q / 2,
-            workgroup_bytes: 16 * (head_dim.div_ceil(4) + v_head_dim.div_ceil(4)) * 16,
+            workgroup_size: block_q / rows,
+            workgroup_bytes: keys * (d4 + v4) * 16,
         }
     }
 }
