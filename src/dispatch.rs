@@ -5,21 +5,36 @@ use crate::kernels::{Access, Kernel};
 use crate::plan::{Plan, REGION_ALIGNMENT, Step};
 use crate::tensors::{Operand, Tensors};
 use crate::upload::upload;
+use crate::work::Work;
 use std::num::NonZeroU64;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Commands of one plan over one set of buffers; record it as often as you like.
 #[derive(Clone, Debug)]
 pub struct Dispatch {
+    device: wgpu::Device,
     launches: Vec<Launch>,
+    /// What each launch was made of.
+    steps: Arc<[Resolved]>,
 }
 
+/// A step, or a part of one, ready to record.
 #[derive(Clone, Debug)]
-struct Launch {
+pub(crate) struct Launch {
     name: &'static str,
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     workgroups: [u32; 2],
+}
+
+impl Launch {
+    pub(crate) fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
+        let [x, y] = self.workgroups;
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.bind_group, &[]);
+        pass.dispatch_workgroups(x, y, 1);
+    }
 }
 
 impl Dispatch {
@@ -32,7 +47,7 @@ impl Dispatch {
     ) -> Result<Self, BindError> {
         tensors.check(plan, limits)?;
         let workspace = Workspace::new(device, limits, plan, tensors)?;
-        let resolved: Vec<_> = plan
+        let resolved: Arc<[_]> = plan
             .steps
             .iter()
             .map(|step| Resolved::new(plan, step, limits, tensors, &workspace))
@@ -43,23 +58,10 @@ impl Dispatch {
             .enumerate()
             .map(|(index, step)| {
                 let pipeline = pipeline(&step.kernel);
-                let mut entries = vec![wgpu::BindGroupEntry {
-                    binding: 0,
-                    resource: uniforms.binding(index, step),
-                }];
-                for (binding, slot) in (1..).zip(&step.slots) {
-                    entries.push(wgpu::BindGroupEntry { binding, resource: slot.resource() });
-                }
-                let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
-                    label: Some(step.kernel.name),
-                    layout: &pipeline.get_bind_group_layout(0),
-                    entries: &entries,
-                });
-                let name = step.kernel.name;
-                Launch { name, pipeline, bind_group, workgroups: step.workgroups }
+                step.launch(device, pipeline, uniforms.binding(index, step), step.workgroups)
             })
             .collect();
-        Ok(Self { launches })
+        Ok(Self { device: device.clone(), launches, steps: resolved })
     }
 
     /// Records one compute pass.
@@ -82,15 +84,43 @@ impl Dispatch {
     /// # Panics
     /// If there is no such step.
     pub fn record_step(&self, index: usize, pass: &mut wgpu::ComputePass<'_>) {
-        let Launch { pipeline, bind_group, workgroups: [x, y], .. } = &self.launches[index];
-        pass.set_pipeline(pipeline);
-        pass.set_bind_group(0, bind_group, &[]);
-        pass.dispatch_workgroups(*x, *y, 1);
+        self.launches[index].record(pass);
     }
 
     /// Names of the kernels, in launch order.
     pub fn kernels(&self) -> impl Iterator<Item = &'static str> + '_ {
         self.launches.iter().map(|launch| launch.name)
+    }
+
+    /// What every step is estimated to do.
+    pub(crate) fn works(&self) -> impl Iterator<Item = &Work> {
+        self.steps.iter().map(|step| &step.work)
+    }
+
+    pub(crate) fn work_of(&self, index: usize) -> Option<&Work> {
+        self.steps.get(index).map(|step| &step.work)
+    }
+
+    /// A range of a step's workgroups: the step itself if that is all of them.
+    pub(crate) fn part(&self, index: usize, range: Range<u64>) -> Launch {
+        let (launch, step) = (&self.launches[index], &self.steps[index]);
+        if range == (0..step.work.workgroups) {
+            return launch.clone();
+        }
+        let narrow = |id: u64| u32::try_from(id).expect("within what can be counted");
+        let (first, end) = (narrow(range.start), narrow(range.end));
+        // No wider than the whole, which fits the device.
+        let width = (end - first).min(step.workgroups[0]);
+        let mut params = step.params.clone();
+        for (name, value) in
+            [("workgroup_first", first), ("workgroups", end), ("grid_width", width)]
+        {
+            step.field(&mut params, name).copy_from_slice(&value.to_ne_bytes());
+        }
+        let usage = wgpu::BufferUsages::UNIFORM;
+        let uniform = upload(&self.device, "attention params", &params, usage);
+        let workgroups = [width, (end - first).div_ceil(width)];
+        step.launch(&self.device, launch.pipeline.clone(), uniform.as_entire_binding(), workgroups)
     }
 }
 
@@ -135,6 +165,7 @@ fn check_size(what: &'static str, required: u64, limits: &wgpu::Limits) -> Resul
 }
 
 /// What one binding of a step is bound to.
+#[derive(Debug)]
 struct Slot {
     buffer: wgpu::Buffer,
     bytes: Range<u64>,
@@ -151,11 +182,13 @@ impl Slot {
 }
 
 /// A step whose buffers are known: the variant that fits them, and the bases that they leave.
+#[derive(Debug)]
 struct Resolved {
     kernel: Kernel,
     params: Vec<u8>,
     slots: Vec<Slot>,
     workgroups: [u32; 2],
+    work: Work,
 }
 
 impl Resolved {
@@ -216,7 +249,37 @@ impl Resolved {
             let base = within + u32::try_from(base).expect("less than an alignment");
             field.copy_from_slice(&base.to_ne_bytes());
         }
-        Self { kernel, params, slots, workgroups: step.workgroups }
+        Self { kernel, params, slots, workgroups: step.workgroups, work: step.work }
+    }
+
+    /// Where a field lies in the params.
+    fn field<'a>(&self, params: &'a mut [u8], name: &str) -> &'a mut [u8] {
+        let fields = self.kernel.fields;
+        let (_, offset, _) = fields
+            .iter()
+            .find(|(field, ..)| *field == name)
+            .expect("every kernel's params have it");
+        &mut params[*offset as usize..][..4]
+    }
+
+    fn launch(
+        &self,
+        device: &wgpu::Device,
+        pipeline: wgpu::ComputePipeline,
+        uniform: wgpu::BindingResource<'_>,
+        workgroups: [u32; 2],
+    ) -> Launch {
+        let name = self.kernel.name;
+        let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: uniform }];
+        for (binding, slot) in (1..).zip(&self.slots) {
+            entries.push(wgpu::BindGroupEntry { binding, resource: slot.resource() });
+        }
+        let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(name),
+            layout: &pipeline.get_bind_group_layout(0),
+            entries: &entries,
+        });
+        Launch { name, pipeline, bind_group, workgroups }
     }
 }
 

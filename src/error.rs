@@ -330,6 +330,9 @@ pub enum Error {
     /// The adapter gave no device.
     #[error("no device: {0}")]
     NoDevice(String),
+    /// The callback of [`Runner::on_progress`](crate::Runner::on_progress) ended the call.
+    #[error("cancelled")]
+    Cancelled,
     /// The device ran out of memory.
     #[error("the device is out of memory: {0}")]
     OutOfMemory(String),

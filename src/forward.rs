@@ -5,10 +5,11 @@ use crate::error::PlanError;
 use crate::kernels::{AttentionParams, Features, Fill, Kernel, Uses};
 use crate::layout::Strides;
 use crate::plan::{Algorithm, Bound, Planner};
-use crate::problem::{Problem, Slopes};
+use crate::problem::{Lengths, Problem, Slopes};
 use crate::shape::{DType, Shape};
 use crate::tables::Tables;
 use crate::tensors::Operand;
+use crate::work::{Across, ELEMENT, Pairs, Seen, Work};
 use std::ops::Range;
 
 /// Where the tensors of an attention lie.
@@ -122,7 +123,8 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
             let mut bound = vec![self.queries(&block, &out)];
             bound.extend(self.lse(&block));
             bound.extend(self.shared(&features, Uses::Sinks, &block, &(0..0)));
-            self.step(|_| fill.clone().into(), false, bound, block.rows(), params)?;
+            let work = Work::even(block.rows(), u64::from(shape.v_head_dim) * ELEMENT);
+            self.step(|_| fill.clone().into(), false, bound, work, params)?;
         }
         Ok(())
     }
@@ -133,12 +135,44 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
         kernel: impl Fn(bool) -> Kernel,
         vec4: bool,
         bound: Vec<Bound>,
-        total: u64,
+        work: Work,
         params: AttentionParams,
     ) -> Result<(), PlanError> {
-        self.to.step(kernel, vec4, bound, total, |workgroups, grid_width| {
+        self.to.step(kernel, vec4, bound, work, |workgroups, grid_width| {
             bytemuck::bytes_of(&AttentionParams { workgroups, grid_width, ..params }).to_vec()
         })
+    }
+
+    /// Pairs of a block and a range of keys, by tiles of `rows` rows. What only buffers tell of, lengths and offsets,
+    /// is not known: packed sequences count as if equally long, all else as if every key were seen.
+    pub(crate) fn pairs(
+        &self,
+        block: &Block,
+        keys: &Range<u32>,
+        rows: u32,
+        each: u64,
+        across: Across,
+    ) -> Pairs {
+        let Shape { q_len, kv_len, batch, .. } = self.problem.shape;
+        let in_range = keys.end - keys.start;
+        let seen = match self.problem.mask.diagonal(q_len, kv_len) {
+            Some(diagonal) if !self.problem.has_sequences() => {
+                let first = i64::from(block.q.start) - i64::from(keys.start);
+                let (begin, end) = self.problem.mask.bounds(diagonal);
+                Seen {
+                    begin: begin.map_or(-BEYOND, |begin| begin + first),
+                    end: end.map_or(BEYOND, |end| end + first),
+                    kv_len: in_range,
+                }
+            }
+            _ => {
+                let packed = self.problem.lengths == Lengths::Packed;
+                let sequences = if packed { batch.max(1) } else { 1 };
+                Seen { begin: -BEYOND, end: BEYOND, kv_len: in_range.div_ceil(sequences) }
+            }
+        };
+        let [_, _, q_rows] = block.counts();
+        Pairs { each, block: rows, tiles: q_rows.div_ceil(rows), across, last_first: false, seen }
     }
 
     pub(crate) fn lse_view(&self) -> View {
@@ -325,6 +359,9 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
 pub(crate) fn tiled(params: AttentionParams, rows: u32, block: u32) -> AttentionParams {
     AttentionParams { tiles: rows.div_ceil(block), ..params }
 }
+
+/// Further than any two positions are apart.
+const BEYOND: i64 = 1 << 40;
 
 /// Beyond every position: 2^30 and a position below 2^29 add up without overflow.
 const BAND_END: i32 = 1 << 30;

@@ -6,6 +6,7 @@ use crate::forward::{AttentionPlanner, Views, narrow, tiled};
 use crate::kernels::{AttentionParams, Element, Features, Merge, Uses};
 use crate::plan::Bound;
 use crate::staged::to_scratch;
+use crate::work::{Across, CHANGES, ELEMENT, Pairs, SOFTMAX, Work};
 
 impl AttentionPlanner<'_, '_> {
     /// The fused kernel; where the keys come in ranges, partial results and their merge.
@@ -24,6 +25,10 @@ impl AttentionPlanner<'_, '_> {
         let tuning = self.to.tuning;
         let (head_dim, v_head_dim) = (shape.head_dim, shape.v_head_dim);
         let (block_q, slices) = tuning.flash_block(head_dim, v_head_dim);
+        let columns = u64::from(v_head_dim).div_ceil(slices);
+        let widths = u64::from(head_dim) + columns;
+        let pair = 2 * widths + SOFTMAX + if self.features.changes() { CHANGES } else { 0 };
+        let kernel_name = tuning.flash_kernel(&self.features, head_dim, v_head_dim, false).name;
         let ranges: Vec<_> = chunk.kv_ranges(&shape).collect();
         let partial = (ranges.len() > 1).then(|| (self.to.region(), self.to.region()));
         let parts = narrow(ranges.len() as u64);
@@ -67,7 +72,11 @@ impl AttentionPlanner<'_, '_> {
                     self.class_strides(&block, keys);
                 bound.extend(self.shared(&features, Uses::Fused, &block, keys));
                 let kernel = |vec4| tuning.flash_kernel(&features, head_dim, v_head_dim, vec4);
-                self.step(kernel, vec4, bound, total, tiled(params, rows, block_q))?;
+                let pairs = self.pairs(&block, keys, block_q, pair, Across::Columns(slices));
+                let pairs = Pairs { last_first: kernel_name == "flash_tile", ..pairs };
+                let once = u64::from(block_q) * widths * ELEMENT;
+                let work = Work::of_pairs(total, once, pairs);
+                self.step(kernel, vec4, bound, work, tiled(params, rows, block_q))?;
             }
             if let Some((outs, lses)) = partial {
                 let params = AttentionParams {
@@ -90,7 +99,9 @@ impl AttentionPlanner<'_, '_> {
                 bound.extend(self.shared(&all, Uses::Sinks, &block, &(0..shape.kv_len)));
                 let threads = tuning.row_threads;
                 let merge = Merge { features: &all, threads, v_head_dim };
-                self.step(|_| merge.clone().into(), false, bound, block.rows(), params)?;
+                let elements = u64::from(parts) * u64::from(v_head_dim);
+                let work = Work::even(block.rows(), elements * (SOFTMAX + ELEMENT));
+                self.step(|_| merge.clone().into(), false, bound, work, params)?;
             }
         }
         Ok(())

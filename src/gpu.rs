@@ -1,14 +1,18 @@
 //! One run on a device from and to host memory, with whatever goes wrong as an error.
 
 use crate::attention::Attention;
+use crate::chunks::{Chunks, Progress};
 use crate::dispatch::Dispatch;
 use crate::download::Download;
 use crate::encoding::decoded;
 use crate::error::Error;
 use crate::host::{Output, Outputs, Transfer};
+use crate::pace::{Pace, Stopwatch};
 use crate::plan::Plan;
 use crate::tensors::{Operand, Tensors};
 use crate::upload::upload;
+use crate::watcher::Watcher;
+use futures_intrusive::channel::shared;
 use std::sync::{Arc, OnceLock};
 
 /// A device and what runs on it.
@@ -18,75 +22,111 @@ pub(crate) struct Gpu {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     pub(crate) attention: Attention,
+    pub(crate) pace: Pace,
     pub(crate) lost: Arc<OnceLock<String>>,
 }
 
-/// What comes back of a submission, or why nothing was submitted.
-type Downloads = Result<Vec<(Output, Download)>, Error>;
+/// What a run has on the device.
+struct Job {
+    dispatch: Dispatch,
+    outputs: Vec<(Output, wgpu::Buffer)>,
+}
+
+/// A submission: what it does, and with the last of them what comes back.
+struct Submission {
+    index: wgpu::SubmissionIndex,
+    progress: Progress,
+    work: u64,
+    downloads: Option<Vec<(Output, Download)>>,
+}
+
+/// Who waits for the device.
+#[derive(Clone, Copy, PartialEq)]
+enum Wait {
+    /// The calling thread.
+    #[cfg(not(target_arch = "wasm32"))]
+    Here,
+    /// Another thread, or the browser.
+    Aside,
+}
 
 impl Gpu {
     #[cfg(not(target_arch = "wasm32"))]
-    pub(crate) fn run(&self, plan: &Plan, transfer: &Transfer<'_>) -> Result<Outputs, Error> {
-        self.alive()?;
-        let pending = self.submit(plan, transfer);
-        // An error here is the device's loss, which `finish` reports.
-        let _ = self.device.poll(wgpu::PollType::wait_indefinitely());
-        pollster::block_on(self.finish(transfer, pending))
+    pub(crate) fn run(
+        &self,
+        plan: &Plan,
+        transfer: &Transfer<'_>,
+        watcher: &Watcher,
+    ) -> Result<Outputs, Error> {
+        pollster::block_on(self.run_chunks(plan, transfer, watcher, Wait::Here))
     }
 
     pub(crate) async fn run_async(
         &self,
         plan: &Plan,
         transfer: &Transfer<'_>,
+        watcher: &Watcher,
+    ) -> Result<Outputs, Error> {
+        self.run_chunks(plan, transfer, watcher, Wait::Aside).await
+    }
+
+    /// Submits parts, each once the one before is done.
+    async fn run_chunks(
+        &self,
+        plan: &Plan,
+        transfer: &Transfer<'_>,
+        watcher: &Watcher,
+        wait: Wait,
     ) -> Result<Outputs, Error> {
         self.alive()?;
-        let pending = self.submit(plan, transfer);
-        #[cfg(not(target_arch = "wasm32"))]
-        {
-            let device = self.device.clone();
-            std::thread::spawn(move || device.poll(wgpu::PollType::wait_indefinitely()));
+        let scopes = self.watch();
+        let job = self.prepare(plan, transfer);
+        let prepared = caught(scopes);
+        let job = match job {
+            Ok(job) => job,
+            Err(error) => {
+                self.settle(prepared).await?;
+                return Err(error);
+            }
+        };
+        // Heard only after the first submission: a browser answers by way of its GPU process.
+        let mut prepared = Some(prepared);
+        let mut chunks = job.dispatch.chunks(self.pace.limit());
+        watcher.report(chunks.progress())?;
+        loop {
+            let stopwatch = Stopwatch::start();
+            let scopes = self.watch();
+            let Submission { index, progress, work, downloads } =
+                self.submit(&mut chunks, &job.outputs);
+            let submitted = caught(scopes);
+            self.done(index, wait).await;
+            if let Some(prepared) = prepared.take() {
+                self.settle(prepared).await?;
+            }
+            self.settle(submitted).await?;
+            if let Some(took) = stopwatch.elapsed() {
+                self.pace.measured(work, took);
+            }
+            watcher.report(progress)?;
+            if let Some(downloads) = downloads {
+                return self.collect(transfer, downloads).await;
+            }
+            chunks.set_limit(self.pace.limit());
         }
-        self.finish(transfer, pending).await
     }
 
     fn alive(&self) -> Result<(), Error> {
         self.lost.get().map_or(Ok(()), |why| Err(Error::DeviceLost(why.clone())))
     }
 
-    /// Everything up to the submission, with whatever wgpu says of it.
-    fn submit(
-        &self,
-        plan: &Plan,
-        transfer: &Transfer<'_>,
-    ) -> (impl Future<Output = Result<(), Error>> + use<>, Downloads) {
-        let scopes = [
-            wgpu::ErrorFilter::Internal,
-            wgpu::ErrorFilter::Validation,
-            wgpu::ErrorFilter::OutOfMemory,
-        ]
-        .map(|filter| self.device.push_error_scope(filter));
-        let downloads = self.submit_unwatched(plan, transfer);
-        // Scopes are popped in reverse order; what they caught is awaited later.
-        let [internal, validation, memory] = scopes;
-        let memory = memory.pop();
-        let validation = validation.pop();
-        let internal = internal.pop();
-        let caught = async move {
-            match memory.await.or(validation.await).or(internal.await) {
-                None => Ok(()),
-                Some(wgpu::Error::OutOfMemory { source }) => {
-                    Err(Error::OutOfMemory(source.to_string()))
-                }
-                Some(
-                    wgpu::Error::Validation { description, .. }
-                    | wgpu::Error::Internal { description, .. },
-                ) => Err(Error::Validation(description)),
-            }
-        };
-        (caught, downloads)
+    /// From here on whatever wgpu says is caught.
+    fn watch(&self) -> [wgpu::ErrorScopeGuard; 3] {
+        [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory]
+            .map(|filter| self.device.push_error_scope(filter))
     }
 
-    fn submit_unwatched(&self, plan: &Plan, transfer: &Transfer<'_>) -> Downloads {
+    /// Uploads and binds.
+    fn prepare(&self, plan: &Plan, transfer: &Transfer<'_>) -> Result<Job, Error> {
         transfer.check_sizes(self.device.limits().max_buffer_size)?;
         let storage = wgpu::BufferUsages::STORAGE;
         let inputs: Vec<_> = (transfer.inputs.iter())
@@ -118,28 +158,75 @@ impl Gpu {
         let tensors = named
             .iter()
             .fold(tensors, |tensors, (name, buffer)| tensors.buffer(name, buffer.slice(..)));
-        let dispatch: Dispatch = self.attention.bind(plan, &tensors)?;
-        let mut encoder = self.device.create_command_encoder(&Default::default());
-        dispatch.encode(&mut encoder);
-        let downloads = (outputs.iter())
-            .map(|(out, buffer)| {
-                (*out, Download::encode(&self.device, &mut encoder, buffer.slice(..)))
-            })
-            .collect();
-        self.queue.submit([encoder.finish()]);
-        Ok(downloads)
+        let dispatch = self.attention.bind(plan, &tensors)?;
+        Ok(Job { dispatch, outputs })
     }
 
-    async fn finish(
-        &self,
-        transfer: &Transfer<'_>,
-        (caught, downloads): (impl Future<Output = Result<(), Error>>, Downloads),
-    ) -> Result<Outputs, Error> {
+    /// Submits the next part, and after the last reads back.
+    fn submit(&self, chunks: &mut Chunks<'_>, outputs: &[(Output, wgpu::Buffer)]) -> Submission {
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        let chunk = chunks.next();
+        if let Some(chunk) = &chunk {
+            chunk.encode(&mut encoder);
+        }
+        let progress = chunks.progress();
+        let downloads = chunks.is_finished().then(|| {
+            let mut download = |buffer: &wgpu::Buffer| {
+                Download::encode(&self.device, &mut encoder, buffer.slice(..))
+            };
+            outputs.iter().map(|(out, buffer)| (*out, download(buffer))).collect()
+        });
+        let index = self.queue.submit([encoder.finish()]);
+        Submission { index, progress, work: chunk.map_or(0, |chunk| chunk.work()), downloads }
+    }
+
+    /// Once the submission is done, or the device lost.
+    async fn done(&self, index: wgpu::SubmissionIndex, wait: Wait) {
+        #[cfg(not(target_arch = "wasm32"))]
+        {
+            let device = self.device.clone();
+            let poll = move || {
+                let until = wgpu::PollType::Wait { submission_index: Some(index), timeout: None };
+                // An error is the device's loss, which `settle` reports once its callback was called.
+                device.poll(until).or_else(|_| device.poll(wgpu::PollType::Poll))
+            };
+            if wait == Wait::Here {
+                let _ = poll();
+                return;
+            }
+            let (sender, polled) = shared::oneshot_channel();
+            std::thread::spawn(move || {
+                let _ = poll();
+                // A receiver that is gone has no more to wait for.
+                let _ = sender.send(());
+            });
+            polled.receive().await;
+        }
+        #[cfg(target_arch = "wasm32")]
+        {
+            let _ = (index, wait);
+            let (sender, done) = shared::oneshot_channel();
+            self.queue.on_submitted_work_done(move || {
+                let _ = sender.send(());
+            });
+            done.receive().await;
+        }
+    }
+
+    /// What went wrong, if anything did.
+    async fn settle(&self, caught: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
         let caught = caught.await;
         self.alive()?;
-        caught?;
+        caught
+    }
+
+    async fn collect(
+        &self,
+        transfer: &Transfer<'_>,
+        downloads: Vec<(Output, Download)>,
+    ) -> Result<Outputs, Error> {
         let mut outputs = transfer.empty_outputs();
-        for (out, download) in downloads? {
+        for (out, download) in downloads {
             let bytes = download.read::<u8>().await.or_else(|error| {
                 self.alive()?;
                 Err(Error::from(error))
@@ -153,5 +240,26 @@ impl Gpu {
             }
         }
         Ok(outputs)
+    }
+}
+
+/// What was caught until now.
+fn caught(scopes: [wgpu::ErrorScopeGuard; 3]) -> impl Future<Output = Result<(), Error>> {
+    // Scopes are popped in reverse order; what they caught is awaited later.
+    let [internal, validation, memory] = scopes;
+    let memory = memory.pop();
+    let validation = validation.pop();
+    let internal = internal.pop();
+    async move {
+        match memory.await.or(validation.await).or(internal.await) {
+            None => Ok(()),
+            Some(wgpu::Error::OutOfMemory { source }) => {
+                Err(Error::OutOfMemory(source.to_string()))
+            }
+            Some(
+                wgpu::Error::Validation { description, .. }
+                | wgpu::Error::Internal { description, .. },
+            ) => Err(Error::Validation(description)),
+        }
     }
 }

@@ -12,6 +12,7 @@ use crate::plan::{Algorithm, Bound, Plan, Planner};
 use crate::problem::Problem;
 use crate::shape::Shape;
 use crate::tensors::Operand;
+use crate::work::Work;
 
 /// `out = attention(x W_q^T + b_q, c W_k^T + b_k, c W_v^T + b_v) W_o^T + b_o`, where the context `c` is `x`
 /// itself in self-attention and another sequence in cross-attention.
@@ -189,22 +190,32 @@ impl SelfAttention {
         operands
     }
 
-    /// Floating-point operations of projections and attention; bytes of inputs, weights and output.
-    fn cost(&self) -> Cost {
+    /// Rows, inputs and outputs of the projections.
+    fn products(&self) -> [[u64; 3]; 3] {
         let s = self.shape;
         let [q, k, v] = self.widths();
         let rows = |len: u32| u64::from(s.batch) * u64::from(len);
         let (model, out) = (u64::from(self.model_dim), u64::from(self.out_dim));
         let context = u64::from(self.context_dim.unwrap_or(self.model_dim));
         let heads = u64::from(s.heads) * u64::from(s.v_head_dim);
-        let products = [
-            (rows(s.q_len), model, q),
-            (rows(s.kv_len), context, k + v),
-            (rows(s.q_len), heads, out),
-        ];
+        [[rows(s.q_len), model, q], [rows(s.kv_len), context, k + v], [rows(s.q_len), heads, out]]
+    }
+
+    /// Floating-point operations of the projections.
+    pub(crate) fn projection_flops(&self) -> u64 {
+        let flops = |[m, k, n]: [u64; 3]| (2 * m).saturating_mul(k).saturating_mul(n);
+        self.products().map(flops).into_iter().fold(0, u64::saturating_add)
+    }
+
+    /// Floating-point operations of projections and attention; bytes of inputs, weights and output.
+    fn cost(&self) -> Cost {
+        let s = self.shape;
+        let rows = |len: u32| u64::from(s.batch) * u64::from(len);
+        let (model, out) = (u64::from(self.model_dim), u64::from(self.out_dim));
+        let context = u64::from(self.context_dim.unwrap_or(self.model_dim));
         let mut cost = Cost { bytes: 0, ..Cost::of(&self.problem()) };
-        for (m, k, n) in products {
-            cost.flops = cost.flops.saturating_add((2 * m).saturating_mul(k).saturating_mul(n));
+        cost.flops = cost.flops.saturating_add(self.projection_flops());
+        for [_, k, n] in self.products() {
             cost.bytes = cost.bytes.saturating_add(ELEMENT_BYTES * k.saturating_mul(n));
         }
         let other = if self.context_dim.is_some() { rows(s.kv_len) } else { 0 };
@@ -336,6 +347,7 @@ impl Projection {
                 ];
                 operands.extend(self.bias.map(|bias| bound(bias, n, n_end)));
                 let tiles = (m_end - m).div_ceil(block_m.into());
+                let products = 2 * u64::from(block_m) * u64::from(block_n);
                 let total = tiles * (n_end - n).div_ceil(block_n.into());
                 let narrow = |n: u64| u32::try_from(n).expect("within a binding");
                 let params = LinearParams {
@@ -352,7 +364,7 @@ impl Projection {
                     |vec4| Linear { product, bias: self.bias.is_some(), vec4 }.into(),
                     inputs.is_multiple_of(4),
                     operands,
-                    total,
+                    Work::even(total, products.saturating_mul(inputs)),
                     |workgroups, grid_width| {
                         let params = LinearParams { workgroups, grid_width, ..params };
                         bytemuck::bytes_of(&params).to_vec()

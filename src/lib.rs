@@ -53,6 +53,7 @@ mod inputs;
 mod sequence;
 pub mod reference;
 mod cost;
+mod work;
 mod plan;
 mod forward;
 mod staged;
@@ -67,6 +68,7 @@ mod unroll;
 mod tensors;
 mod attention;
 mod dispatch;
+mod chunks;
 mod pipeline;
 mod upload;
 mod download;
@@ -78,12 +80,17 @@ mod host;
 #[cfg(feature = "runner")]
 mod encoding;
 #[cfg(feature = "runner")]
+mod watcher;
+#[cfg(feature = "runner")]
+mod pace;
+#[cfg(feature = "runner")]
 mod gpu;
 #[cfg(feature = "cpu")]
 mod cpu;
 mod error;
 
 pub use attention::Attention;
+pub use chunks::{Chunk, Chunks, Progress};
 pub use cost::Cost;
 pub use device::{Capabilities, DeviceClass};
 pub use dispatch::Dispatch;

@@ -10,6 +10,7 @@ use crate::mask::Diagonal;
 use crate::problem::{Lengths, Problem};
 use crate::tensors::{Need, Operand};
 use crate::tuning::Tuning;
+use crate::work::Work;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -71,6 +72,7 @@ pub(crate) struct Step {
     /// For each binding of the kernel after the uniform.
     pub(crate) bound: Vec<Bound>,
     pub(crate) workgroups: [u32; 2],
+    pub(crate) work: Work,
 }
 
 /// A problem, the kernels that solve it and their launch sizes.
@@ -284,13 +286,13 @@ impl<'a> Planner<'a> {
         BindingLimit { available, reserve: u64::from(alignment).min(available) }
     }
 
-    /// Appends a dispatch of `total` workgroups, folded into a grid.
+    /// Appends a dispatch of the work's workgroups, folded into a grid.
     pub(crate) fn step(
         &mut self,
         kernel: impl Fn(bool) -> Kernel,
         vec4: bool,
         bound: Vec<Bound>,
-        total: u64,
+        work: Work,
         params: impl FnOnce(u32, u32) -> Vec<u8>,
     ) -> Result<(), PlanError> {
         let chosen = kernel(vec4);
@@ -299,6 +301,7 @@ impl<'a> Planner<'a> {
         if !chosen.source.callers().is_empty() && self.steps.iter().all(is_new) {
             chosen.check_callers_text()?;
         }
+        let total = work.workgroups;
         let axis = u64::from(self.capabilities.limits.max_compute_workgroups_per_dimension);
         let available = axis.saturating_mul(axis).min(u32::MAX.into());
         let Ok(count) = u32::try_from(total)
@@ -320,6 +323,7 @@ impl<'a> Planner<'a> {
             params: params(count, width),
             bound,
             workgroups: [width, count.div_ceil(width)],
+            work,
         });
         Ok(())
     }

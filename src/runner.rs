@@ -1,15 +1,19 @@
 //! Host memory in, host memory out: picks a device, uploads, runs, reads back.
 
 use crate::attention::Attention;
+use crate::chunks::Progress;
 use crate::device::DeviceClass;
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::host::{LayerInputs, Outputs, Transfer};
 use crate::inputs::Inputs;
 use crate::layer::SelfAttention;
+use crate::pace::Pace;
 use crate::pipeline::Checks;
 use crate::plan::Algorithm;
 use crate::problem::Problem;
+use crate::watcher::Watcher;
+use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 
 /// Which device a [`Runner`] takes, and how it sets it up.
@@ -40,6 +44,7 @@ pub struct RunnerOptions {
 pub struct Runner {
     options: RunnerOptions,
     backend: Backend,
+    watcher: Watcher,
 }
 
 #[derive(Debug)]
@@ -97,7 +102,7 @@ impl Runner {
         #[cfg(feature = "cpu")]
         if !options.gpu_only && options.adapter.is_none() {
             log::info!("attention runs on the CPU path: no adapter: {why}");
-            return Ok(Self { options, backend: Backend::Cpu });
+            return Ok(Self { options, backend: Backend::Cpu, watcher: Watcher::default() });
         }
         Err(Error::NoAdapter(why))
     }
@@ -105,7 +110,8 @@ impl Runner {
     /// The CPU path, whatever adapters there are.
     #[cfg(feature = "cpu")]
     pub fn cpu() -> Self {
-        Self { options: RunnerOptions::default(), backend: Backend::Cpu }
+        let (options, watcher) = (RunnerOptions::default(), Watcher::default());
+        Self { options, backend: Backend::Cpu, watcher }
     }
 
     /// A device of this adapter.
@@ -145,8 +151,45 @@ impl Runner {
         }
         let info = adapter.get_info();
         log::info!("attention runs on {} ({}, {})", info.name, info.backend, info.driver_info);
-        let gpu = Gpu { adapter, device, queue, attention, lost };
-        Ok(Self { options, backend: Backend::Gpu(Box::new(gpu)) })
+        let pace = Pace::new(attention.capabilities().class);
+        let gpu = Gpu { adapter, device, queue, attention, pace, lost };
+        let watcher = Watcher::default();
+        Ok(Self { options, backend: Backend::Gpu(Box::new(gpu)), watcher })
+    }
+
+    /// Calls `callback` at the beginning of every run and after each part of it, with how far the run is. Where it
+    /// breaks, the run ends with [`Error::Cancelled`] and the runner is ready for the next.
+    ///
+    /// A run is submitted in parts of about a tenth of a second each, by the device's measured rate; of what takes
+    /// less there is one. The CPU path calls from whichever thread is done with a part, one at a time.
+    ///
+    /// ```
+    /// # use wgpu_attention::{Error, Inputs, Problem, Runner, Shape};
+    /// use std::ops::ControlFlow;
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicBool, Ordering};
+    ///
+    /// // Set by whatever hears the user: a signal handler, a button.
+    /// let cancelled = Arc::new(AtomicBool::new(false));
+    /// let seen = cancelled.clone();
+    /// # let runner = Runner::cpu();
+    /// let runner = runner.on_progress(move |progress| {
+    ///     eprint!("\r{:3.0} %", 100.0 * progress.share());
+    ///     if seen.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    /// });
+    /// # let (problem, data) = (Problem::new(Shape::self_attention(1, 2, 8, 4)), [0.0; 64]);
+    /// let inputs = Inputs::new(&data, &data, &data);
+    /// assert!(runner.forward(&problem, &inputs).is_ok());
+    ///
+    /// cancelled.store(true, Ordering::Relaxed);
+    /// assert_eq!(runner.forward(&problem, &inputs), Err(Error::Cancelled));
+    /// ```
+    #[must_use]
+    pub fn on_progress(
+        self,
+        callback: impl Fn(Progress) -> ControlFlow<()> + Send + Sync + 'static,
+    ) -> Self {
+        Self { watcher: Watcher::new(callback), ..self }
     }
 
     /// A new runner of the same kind: after [`Error::DeviceLost`], with a new device.
@@ -154,11 +197,14 @@ impl Runner {
     /// # Errors
     /// As [`new`](Self::new).
     pub async fn renew(&self) -> Result<Self, Error> {
-        match &self.backend {
-            Backend::Gpu(gpu) => Self::on_adapter(gpu.adapter.clone(), self.options.clone()).await,
+        let renewed = match &self.backend {
+            Backend::Gpu(gpu) => {
+                Self::on_adapter(gpu.adapter.clone(), self.options.clone()).await?
+            }
             #[cfg(feature = "cpu")]
-            Backend::Cpu => Ok(Self { options: self.options.clone(), backend: Backend::Cpu }),
-        }
+            Backend::Cpu => Self { options: self.options.clone(), ..Self::cpu() },
+        };
+        Ok(Self { watcher: self.watcher.clone(), ..renewed })
     }
 
     /// The adapter it runs on; `None` is the CPU path.
@@ -204,10 +250,10 @@ impl Runner {
         match &self.backend {
             Backend::Gpu(gpu) => {
                 let plan = gpu.attention.plan_with(problem, algorithm)?;
-                gpu.run(&plan, &transfer)
+                gpu.run(&plan, &transfer, &self.watcher)
             }
             #[cfg(feature = "cpu")]
-            Backend::Cpu => crate::cpu::run(problem, algorithm, inputs, &transfer),
+            Backend::Cpu => crate::cpu::run(problem, algorithm, inputs, &transfer, &self.watcher),
         }
     }
 
@@ -225,10 +271,10 @@ impl Runner {
         match &self.backend {
             Backend::Gpu(gpu) => {
                 let plan = gpu.attention.plan_with(problem, algorithm)?;
-                gpu.run_async(&plan, &transfer).await
+                gpu.run_async(&plan, &transfer, &self.watcher).await
             }
             #[cfg(feature = "cpu")]
-            Backend::Cpu => crate::cpu::run(problem, algorithm, inputs, &transfer),
+            Backend::Cpu => crate::cpu::run(problem, algorithm, inputs, &transfer, &self.watcher),
         }
     }
 
@@ -247,10 +293,10 @@ impl Runner {
         match &self.backend {
             Backend::Gpu(gpu) => {
                 let plan = gpu.attention.plan_layer_with(layer, algorithm)?;
-                gpu.run(&plan, &transfer)
+                gpu.run(&plan, &transfer, &self.watcher)
             }
             #[cfg(feature = "cpu")]
-            Backend::Cpu => crate::cpu::run_layer(layer, algorithm, &transfer),
+            Backend::Cpu => crate::cpu::run_layer(layer, algorithm, &transfer, &self.watcher),
         }
     }
 
@@ -268,10 +314,10 @@ impl Runner {
         match &self.backend {
             Backend::Gpu(gpu) => {
                 let plan = gpu.attention.plan_layer_with(layer, algorithm)?;
-                gpu.run_async(&plan, &transfer).await
+                gpu.run_async(&plan, &transfer, &self.watcher).await
             }
             #[cfg(feature = "cpu")]
-            Backend::Cpu => crate::cpu::run_layer(layer, algorithm, &transfer),
+            Backend::Cpu => crate::cpu::run_layer(layer, algorithm, &transfer, &self.watcher),
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::kernels::{AttentionParams, Convert, Element, Features, Scores, Softma
 use crate::layout::Strides;
 use crate::plan::Bound;
 use crate::tensors::Operand;
+use crate::work::{Across, CHANGES, ELEMENT, SOFTMAX, Work};
 
 /// Scores of more bytes than this are made and used in chunks of rows.
 const SCORES_BYTES: u64 = 128 << 20;
@@ -46,6 +47,10 @@ impl AttentionPlanner<'_, '_> {
 
         let tuning = self.to.tuning;
         let (block_m, block_n) = tuning.product.block();
+        // Of one pair, in each of the three kernels.
+        let score = 2 * u64::from(shape.head_dim) + ELEMENT;
+        let weight = 2 * SOFTMAX + if features.changes() { 2 * CHANGES } else { 0 };
+        let value = 2 * u64::from(block_n) + ELEMENT;
         for block in chunk.blocks(&shape) {
             let [batch, heads, rows] = block.counts();
             // The block's scores: a part of the caller's weights, or scratch that starts with the block.
@@ -80,7 +85,15 @@ impl AttentionPlanner<'_, '_> {
                     scores_bound.clone(),
                 ];
                 bound.extend(self.shared(&features, Uses::Rows, &block, &keys));
-                let total = head_tiles * u64::from((keys.end - keys.start).div_ceil(block_n));
+                let key_tiles = (keys.end - keys.start).div_ceil(block_n);
+                let total = head_tiles * u64::from(key_tiles);
+                let work = if features.every_tile() {
+                    let pairs = u64::from(block_m) * u64::from(block_n);
+                    Work::even(total, pairs * score)
+                } else {
+                    let across = Across::Keys(block_n, key_tiles);
+                    Work::of_pairs(total, 0, self.pairs(&block, &keys, block_m, score, across))
+                };
                 let kernel = |vec4| {
                     let (product, head_dim) = (tuning.product, shape.head_dim);
                     Scores { features: &features, product, head_dim, vec4 }.into()
@@ -89,7 +102,7 @@ impl AttentionPlanner<'_, '_> {
                     kernel,
                     q.is_vec4() && k.is_vec4(),
                     bound,
-                    total,
+                    work,
                     tiled(params, rows, block_m),
                 )?;
             }
@@ -106,7 +119,11 @@ impl AttentionPlanner<'_, '_> {
             bound.extend(self.lse(&block));
             bound.extend(problem.scores.map(|_| self.queries(&block, &kept)));
             bound.extend(self.shared(&features, Uses::Softmax, &block, &all_keys));
-            self.step(|_| softmax.clone().into(), false, bound, block.rows(), params)?;
+            let pairs = self.pairs(&block, &all_keys, 1, weight, Across::Columns(1));
+            let zeros = if problem.weights { u64::from(shape.kv_len) * ELEMENT } else { 0 };
+            let kept = if problem.scores.is_some() { u64::from(shape.kv_len) * CHANGES } else { 0 };
+            let work = Work::of_pairs(block.rows(), zeros + kept, pairs);
+            self.step(|_| softmax.clone().into(), false, bound, work, params)?;
 
             let sum_bytes = block.rows() * u64::from(shape.v_head_dim) * ELEMENT_BYTES;
             let out_element = if sums.is_some() { Element::F32 } else { features.out };
@@ -126,12 +143,14 @@ impl AttentionPlanner<'_, '_> {
                 );
                 let mut bound = vec![scores_bound.clone(), self.keys(&block, &keys, &v), to];
                 bound.extend(self.shared(&features, Uses::Rows, &block, &keys));
-                let total = head_tiles * u64::from(shape.v_head_dim.div_ceil(block_n));
+                let columns = u64::from(shape.v_head_dim.div_ceil(block_n));
+                let pairs = self.pairs(&block, &keys, block_m, value, Across::Columns(columns));
+                let work = Work::of_pairs(head_tiles * columns, 0, pairs);
                 let kernel = |vec4| {
                     let (product, v_head_dim) = (tuning.product, shape.v_head_dim);
                     Values { features: &summed, product, v_head_dim, vec4 }.into()
                 };
-                self.step(kernel, scores_vec4, bound, total, tiled(params, rows, block_m))?;
+                self.step(kernel, scores_vec4, bound, work, tiled(params, rows, block_m))?;
             }
             if let Some(operand) = sums {
                 let convert = Convert {
@@ -142,7 +161,8 @@ impl AttentionPlanner<'_, '_> {
                 let params = self.params(&block, &all_keys, &out);
                 let sums = Bound { operand, bytes: 0..sum_bytes };
                 let bound = vec![sums, self.queries(&block, &out)];
-                self.step(|_| convert.clone().into(), false, bound, block.rows(), params)?;
+                let work = Work::even(block.rows(), u64::from(shape.v_head_dim) * 2 * ELEMENT);
+                self.step(|_| convert.clone().into(), false, bound, work, params)?;
             }
         }
         Ok(())

@@ -8,6 +8,7 @@ use crate::mask::Diagonal;
 use crate::plan::{Bound, Planner, REGION_ALIGNMENT};
 use crate::problem::{Lengths, Problem, Slopes};
 use crate::tensors::Operand;
+use crate::work::{CHANGES, ELEMENT, Work};
 use std::ops::Range;
 
 /// Where the small inputs lie in the table, in words.
@@ -150,7 +151,9 @@ impl AttentionPlanner<'_, '_> {
             ..GatherParams::default()
         };
         let kernel = |_| Kernel::from(gather);
-        self.to.step(kernel, false, bound, total, |workgroups, grid_width| {
+        // Of some words, and the search for a row's sequence.
+        let work = Work::even(total, u64::from(TABLE_THREADS) * 16 * ELEMENT);
+        self.to.step(kernel, false, bound, work, |workgroups, grid_width| {
             bytemuck::bytes_of(&GatherParams { workgroups, grid_width, ..params }).to_vec()
         })?;
         Ok(tables)
@@ -265,7 +268,9 @@ impl AttentionPlanner<'_, '_> {
         let params = crate::kernels::AttentionParams { batch, heads, ..params };
         let [_, _, rows] = block.counts();
         let params = tiled(params, rows, block_q);
-        self.step(|_| classify.clone().into(), false, bound, total, params)
+        let pairs = u64::from(block_q) * u64::from(block_kv);
+        let work = Work::even(total, pairs * CHANGES);
+        self.step(|_| classify.clone().into(), false, bound, work, params)
     }
 }
 

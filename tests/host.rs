@@ -444,3 +444,55 @@ fn strides_of_tensors_that_are_not_bound_do_not_matter() {
         .with_boolean_mask(MaskFormat::Bytes, Pairs::new([1, 1, 1, 1024]));
     assert!(host.attention(DeviceClass::Hardware).plan_block_mask(&large).is_ok());
 }
+
+#[test]
+fn parts_of_every_size_pass_validation() {
+    let host = Host::new();
+    let shape = Shape::cross_attention(2, 4, 45, 70, 16).with_kv_heads(2);
+    let problem = Problem::new(shape).mask(Mask::CAUSAL).with_lse();
+    for (class, algorithm) in CLASSES
+        .into_iter()
+        .flat_map(|class| [(class, Algorithm::Staged), (class, Algorithm::Flash)])
+    {
+        let attention = host.attention(class);
+        let plan = attention.plan_with(&problem, algorithm).expect("a plan");
+        let [q, k, v, out, lse] = host.buffers();
+        let tensors = Tensors::new(q.slice(..), k.slice(..), v.slice(..), out.slice(..));
+        let dispatch = attention.bind(&plan, &tensors.lse(lse.slice(..))).expect("buffers");
+        for limit in [0, dispatch.work() / 5, u64::MAX] {
+            let chunks = host.validated(&plan, || dispatch.chunks(limit).collect::<Vec<_>>());
+            assert_eq!(chunks.len() == 1, limit == u64::MAX, "{plan}");
+            host.pass(&plan, |pass| chunks.iter().for_each(|chunk| chunk.record(pass)));
+            let last = chunks.last().expect("a part").progress();
+            assert_eq!((last.done, last.total), (dispatch.work(), dispatch.work()));
+        }
+    }
+}
+
+#[test]
+fn nothing_to_do_has_no_parts() {
+    let host = Host::new();
+    let attention = host.attention(DeviceClass::Hardware);
+    let problem = Problem::new(Shape::cross_attention(0, 2, 3, 4, 8));
+    let plan = attention.plan(&problem).expect("a plan");
+    let dispatch = attention.bind(&plan, &Tensors::default()).expect("no buffers");
+    assert_eq!(dispatch.work(), 0);
+    let mut chunks = dispatch.chunks(0);
+    assert!(chunks.next().is_none());
+    assert!(chunks.progress().share() >= 1.0);
+}
+
+#[test]
+fn every_kernel_can_be_cut() {
+    for class in CLASSES {
+        for kernel in wgpu_attention::kernels::all(&Capabilities::portable().with_class(class)) {
+            for name in ["workgroup_first", "workgroups", "grid_width"] {
+                let has = kernel.fields.iter().any(|(field, ..)| *field == name);
+                assert!(has, "{} has no {name}", kernel.name);
+            }
+            let text = kernel.wgsl();
+            assert!(text.contains("if id >= params.workgroups { return; }"), "{}", kernel.name);
+            assert!(text.contains("params.workgroup_first + "), "{}", kernel.name);
+        }
+    }
+}

@@ -4,9 +4,11 @@
 #![cfg(feature = "cpu")]
 
 use pollster::block_on;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
 use wgpu_attention::{
-    Algorithm, BindError, Checks, DeviceClass, Error, Inputs, LayerInputs, Mask, Problem, Runner,
-    RunnerOptions, SelfAttention, Shape, Strides,
+    Algorithm, BindError, Checks, DeviceClass, Error, Inputs, LayerInputs, Mask, Problem, Progress,
+    Runner, RunnerOptions, SelfAttention, Shape, Strides,
 };
 
 fn options() -> RunnerOptions {
@@ -181,4 +183,145 @@ fn a_tensor_larger_than_any_buffer_is_an_error_and_the_next_call_works() {
     );
     assert_eq!(error.to_string(), "q needs max_buffer_size >= 268435472, the device has 268435456");
     agrees_with_the_cpu(&runner, &[Algorithm::Auto]);
+}
+
+/// What a runner's callback saw, and when it is to break.
+#[derive(Clone, Default)]
+struct Seen {
+    progress: Arc<Mutex<Vec<Progress>>>,
+    until: Arc<Mutex<Option<f64>>>,
+}
+
+impl Seen {
+    fn watch(&self, runner: Runner) -> Runner {
+        let Self { progress, until } = self.clone();
+        runner.on_progress(move |now| {
+            progress.lock().expect("a list").push(now);
+            match *until.lock().expect("a share") {
+                Some(share) if now.share() >= share => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        })
+    }
+
+    fn break_at(&self, share: Option<f64>) {
+        *self.until.lock().expect("a share") = share;
+    }
+
+    /// Since the last call; from nothing to everything, unless the run was ended.
+    fn take(&self, ended: bool) -> Vec<Progress> {
+        let seen = std::mem::take(&mut *self.progress.lock().expect("a list"));
+        assert_eq!(seen[0].done, 0);
+        assert!(seen.iter().all(|now| now.total == seen[0].total));
+        assert!(seen.windows(2).all(|two| two[0].done < two[1].done), "{seen:?}");
+        assert_eq!(seen[seen.len() - 1].done == seen[0].total, !ended, "{seen:?}");
+        seen
+    }
+}
+
+/// A problem that takes several submissions, the larger the faster the device.
+fn long(runner: &Runner) -> Problem {
+    let info = runner.adapter_info();
+    let software = info.is_none_or(|info| info.device_type == wgpu::DeviceType::Cpu);
+    let len = if software { 768 } else { 6144 };
+    Problem::new(Shape::self_attention(1, 16, len, 64)).mask(Mask::CAUSAL)
+}
+
+#[test]
+fn a_short_run_is_one_submission() {
+    let seen = Seen::default();
+    let runner = seen.watch(gpu());
+    for _ in 0..2 {
+        agrees_with_the_cpu(&runner, &[Algorithm::Auto]);
+        assert_eq!(seen.take(false).len(), 2);
+    }
+}
+
+#[test]
+fn a_long_run_is_submitted_in_parts_and_can_be_cancelled_between_them() {
+    let seen = Seen::default();
+    let runner = seen.watch(gpu());
+    let problem = long(&runner);
+    let data = ramp((problem.shape.heads * problem.shape.q_len * 64) as usize);
+    let inputs = Inputs::new(&data, &data, &data);
+    let whole = runner.forward(&problem, &inputs).expect("a result");
+    let parts = seen.take(false);
+    assert!(parts.len() > 2, "{parts:?}");
+    // The first is small enough for a slow device; none grows beyond what was measured before it.
+    assert!(parts[1].done <= 10_000_000_000, "{parts:?}");
+    for three in parts.windows(3) {
+        let work = [three[1].done - three[0].done, three[2].done - three[1].done];
+        assert!(work[1] / 4 <= parts[1].done.max(work[0]), "{parts:?}");
+    }
+
+    for share in [0.0, 1e-9, 1.0] {
+        for waiting in [false, true] {
+            let runner = block_on(runner.renew()).expect("another device");
+            seen.break_at(Some(share));
+            let result = if waiting {
+                block_on(runner.forward_async(&problem, Algorithm::Auto, &inputs))
+            } else {
+                runner.forward(&problem, &inputs)
+            };
+            assert_eq!(result, Err(Error::Cancelled));
+            let parts = seen.take(share < 1.0);
+            // At the first call that may, and at once.
+            assert!(parts.iter().filter(|now| now.share() >= share).count() == 1, "{parts:?}");
+            seen.break_at(None);
+            assert!(runner.forward(&problem, &inputs).as_ref() == Ok(&whole));
+            seen.take(false);
+        }
+    }
+}
+
+#[test]
+fn layers_show_progress_and_can_be_cancelled() {
+    let layer = SelfAttention::new(2, 300, 64, 4).expect("even heads").mask(Mask::CAUSAL);
+    let (x, w) = (ramp(2 * 300 * 64), ramp(64 * 64));
+    let inputs = LayerInputs { x: &x, w_q: &w, w_k: &w, w_v: &w, w_o: &w, ..Default::default() };
+    for runner in [gpu(), Runner::cpu()] {
+        let seen = Seen::default();
+        let runner = seen.watch(runner);
+        let whole = runner.layer(&layer, Algorithm::Auto, &inputs).expect("a result");
+        seen.take(false);
+        seen.break_at(Some(1e-9));
+        let cancelled = block_on(runner.layer_async(&layer, Algorithm::Auto, &inputs));
+        assert_eq!(cancelled, Err(Error::Cancelled));
+        seen.progress.lock().expect("a list").clear();
+        seen.break_at(None);
+        assert_eq!(runner.layer(&layer, Algorithm::Auto, &inputs), Ok(whole));
+    }
+}
+
+#[test]
+fn the_cpu_path_shows_progress_and_can_be_cancelled() {
+    let seen = Seen::default();
+    let runner = seen.watch(Runner::cpu());
+    let problem = long(&runner);
+    let data = ramp((problem.shape.heads * problem.shape.q_len * 64) as usize);
+    let inputs = Inputs::new(&data, &data, &data);
+    let whole = runner.forward(&problem, &inputs).expect("a result");
+    assert!(seen.take(false).len() > 16);
+    seen.break_at(Some(0.3));
+    assert_eq!(runner.forward(&problem, &inputs), Err(Error::Cancelled));
+    // No part that others were still at is counted after the break.
+    let parts = seen.take(true);
+    assert!(parts.iter().filter(|now| now.share() >= 0.3).count() == 1, "{parts:?}");
+    seen.break_at(None);
+    assert!(runner.forward(&problem, &inputs) == Ok(whole));
+}
+
+#[test]
+fn a_run_without_work_is_done_at_once() {
+    for runner in [gpu(), Runner::cpu()] {
+        let seen = Seen::default();
+        let runner = seen.watch(runner);
+        let problem = Problem::new(Shape::cross_attention(1, 2, 0, 3, 4));
+        let kv = [0.0; 24];
+        let outputs = runner.forward(&problem, &Inputs::new(&[], &kv, &kv)).expect("nothing");
+        assert_eq!(outputs.out, []);
+        let seen = seen.progress.lock().expect("a list");
+        assert!(seen.iter().all(|now| now.total == 0 && now.share() >= 1.0), "{seen:?}");
+        assert!(!seen.is_empty());
+    }
 }

@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::options::{Axes, Backend, Call};
+use crate::progress::shown;
 use crate::tensors::{Contents, write};
 use wgpu_attention::{DType, Inputs, Problem, Runner, RunnerOptions, Shape, reference};
 
@@ -19,14 +20,14 @@ impl Machines {
         options.gpu_only = true;
         options.adapter = adapter;
         options.default_limits = default_limits;
-        Self { options, gpu: None, cpu: Runner::cpu() }
+        Self { options, gpu: None, cpu: shown(Runner::cpu()) }
     }
 
     /// The GPU; a new device where the last one was lost.
     fn gpu(&mut self) -> Result<&Runner> {
         let made = match self.gpu.take() {
             Some(runner) => runner,
-            None => Runner::with_options(self.options.clone()).map_err(|e| e.to_string())?,
+            None => shown(Runner::with_options(self.options.clone()).map_err(|e| e.to_string())?),
         };
         Ok(self.gpu.insert(made))
     }

@@ -4,6 +4,7 @@
 
 mod answer;
 mod options;
+mod progress;
 mod question;
 mod tensors;
 

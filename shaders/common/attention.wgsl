@@ -5,7 +5,7 @@
 struct Params {
     batch: u32, heads: u32, q_len: u32, kv_len: u32,
     batch_first: u32, head_first: u32, q_first: u32, kv_first: u32,
-    group_size: u32, grid_width: u32, workgroups: u32, tiles: u32,
+    group_size: u32, tiles: u32, grid_width: u32, workgroup_first: u32, workgroups: u32,
     q_base: u32, q_batch: u32, q_head: u32, q_row: u32,
     k_base: u32, k_batch: u32, k_head: u32, k_row: u32,
     v_base: u32, v_batch: u32, v_head: u32, v_row: u32,
@@ -59,7 +59,7 @@ fn out_at(at: RowAt) -> u32 {
 // Where a row is in its sequence.
 fn place_at(at: RowAt) -> Place { return place_of(params.batch_first + at.batch, params.q_first + at.row); }
 
-// One number for a workgroup of a grid that is folded where an axis ends.
+// One number for a workgroup of a grid that is folded where an axis ends, and may be the rest of one cut in parts.
 fn flat_id(group: vec3<u32>) -> u32 {
-    return group.y * params.grid_width + group.x;
+    return params.workgroup_first + group.y * params.grid_width + group.x;
 }

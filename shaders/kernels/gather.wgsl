@@ -6,7 +6,8 @@
 // and so on, which read it.
 // Provides: Params, gather_kernel.
 struct Params {
-    grid_width: u32, workgroups: u32, sequences: u32, rows: u32, slopes: u32, sinks: u32, classes: u32,
+    grid_width: u32, workgroup_first: u32, workgroups: u32,
+    sequences: u32, rows: u32, slopes: u32, sinks: u32, classes: u32,
     q_len: u32, kv_len: u32, sequences_at: u32, rows_at: u32, slopes_at: u32, sinks_at: u32, classes_at: u32,
     q_lens_base: u32, kv_lens_base: u32, cu_seqlens_q_base: u32, cu_seqlens_k_base: u32, diag_offsets_base: u32,
     alibi_slopes_base: u32, sinks_base: u32, block_mask_base: u32, tables_base: u32,
@@ -74,7 +75,7 @@ fn sequence_of_row(row: u32) -> u32 {
 
 @compute @workgroup_size(THREADS)
 fn gather_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let id = group.y * params.grid_width + group.x;
+    let id = params.workgroup_first + group.y * params.grid_width + group.x;
     if id >= params.workgroups { return; }
     let i = id * THREADS + lane;
     if i < params.sequences { write_sequence(i); }

@@ -3,7 +3,8 @@
 // Expects: x, w, y, load_x4, load_w4, with_bias, product.
 // Provides: Params, linear_kernel.
 struct Params {
-    rows: u32, inputs: u32, outputs: u32, tiles: u32, grid_width: u32, workgroups: u32,
+    rows: u32, inputs: u32, outputs: u32, tiles: u32,
+    grid_width: u32, workgroup_first: u32, workgroups: u32,
     x_base: u32, x_row: u32, w_base: u32, w_row: u32, y_base: u32, y_row: u32, bias_base: u32,
 }
 
@@ -23,7 +24,7 @@ fn emit(m: u32, n: u32, c: f32) {
 
 @compute @workgroup_size(THREADS)
 fn linear_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let id = group.y * params.grid_width + group.x;
+    let id = params.workgroup_first + group.y * params.grid_width + group.x;
     if id >= params.workgroups { return; }
     product(lane, id % params.tiles * BLOCK_M, id / params.tiles * BLOCK_N, params.rows, params.outputs,
             0u, params.inputs, 0u, params.inputs);

@@ -2,12 +2,14 @@
 
 use super::product::{Matrix, product};
 use super::softmax::{Softmax, exp};
+use crate::error::Error;
 use crate::inputs::{Inputs, PairValue};
 use crate::layout::Strides;
 use crate::problem::{Problem, ScoreStage};
 use crate::reference::start;
 use crate::sequence::{Place, Sequence};
 use crate::shape::Shape;
+use crate::watcher::Meter;
 use pulp::{Arch, Scalar};
 use rayon::prelude::*;
 use std::mem::take;
@@ -32,10 +34,15 @@ pub(super) struct Results<'a> {
 }
 
 /// Attention of the whole problem. Slices are as long as the problem's strides reach.
-pub(super) fn forward(problem: &Problem, inputs: &Inputs<'_>, results: Results<'_>) {
+pub(super) fn forward(
+    problem: &Problem,
+    inputs: &Inputs<'_>,
+    results: Results<'_>,
+    meter: &Meter<'_>,
+) -> Result<(), Error> {
     let s = problem.tensor_shape();
     if s.batch == 0 || s.q_len == 0 {
-        return;
+        return Ok(());
     }
     let split_dense = |data, width| split(&s, data, Strides::bhsd(s.heads, s.q_len, width), width);
     let mut lse = results.lse.map(|lse| split_dense(lse, 1).into_iter());
@@ -57,18 +64,37 @@ pub(super) fn forward(problem: &Problem, inputs: &Inputs<'_>, results: Results<'
     let block_of = |rows: usize| rows.div_ceil(tasks()).next_multiple_of(LANES).min(ROWS);
     let group = s.group_size() as usize;
     let shared = if problem.batch_invariant { rows.len() / s.batch as usize } else { rows.len() };
-    rows.par_chunks_mut(s.q_len as usize * group).for_each(|same_keys| {
+    let attend = |rows: &mut [Row]| {
+        attend(problem, inputs, rows);
+        meter.add(rows.iter().map(|row| row_work(problem, row.place)).sum())
+    };
+    rows.par_chunks_mut(s.q_len as usize * group).try_for_each(|same_keys| {
         if problem.needs_rows_alone() {
             let sequence = |row: &Row| row.place.map(|place| place.sequence.batch);
             for rows in same_keys.chunk_by_mut(|a, b| sequence(a) == sequence(b)) {
                 let block = block_of(rows.len());
-                rows.par_chunks_mut(block).for_each(|rows| attend(problem, inputs, rows));
+                rows.par_chunks_mut(block).try_for_each(attend)?;
             }
+            Ok(())
         } else {
-            let block = block_of(shared);
-            same_keys.par_chunks_mut(block).for_each(|rows| attend(problem, inputs, rows));
+            same_keys.par_chunks_mut(block_of(shared)).try_for_each(attend)
         }
-    });
+    })
+}
+
+/// Work of the whole problem, in floating-point operations.
+pub(super) fn work(problem: &Problem, inputs: &Inputs<'_>) -> u64 {
+    let s = problem.tensor_shape();
+    let rows = (0..s.batch).flat_map(|batch| (0..s.q_len).map(move |q_pos| (batch, q_pos)));
+    let of = |(batch, q_pos)| row_work(problem, Sequence::place(problem, inputs, batch, q_pos));
+    rows.map(of).fold(0, u64::saturating_add).saturating_mul(s.heads.into())
+}
+
+/// Work of a row: its products, and something where it sees no key.
+fn row_work(problem: &Problem, place: Option<Place>) -> u64 {
+    let s = problem.shape;
+    let keys = place.map_or(0, |place| place.visible(problem).len() as u64);
+    1 + 2 * keys * (u64::from(s.head_dim) + u64::from(s.v_head_dim))
 }
 
 /// Enough of them that threads finish together although causal rows differ in work.

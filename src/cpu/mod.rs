@@ -9,6 +9,7 @@ use crate::plan::Algorithm;
 use crate::problem::Problem;
 use crate::shape::DType;
 use crate::tensors::Operand;
+use crate::watcher::{Meter, Watcher};
 
 mod attend;
 mod product;
@@ -20,6 +21,7 @@ pub(crate) fn run(
     algorithm: Algorithm,
     inputs: &Inputs<'_>,
     transfer: &Transfer<'_>,
+    watcher: &Watcher,
 ) -> Result<Outputs, Error> {
     algorithm.check(problem)?;
     if let Some((name, _)) = problem
@@ -34,7 +36,8 @@ pub(crate) fn run(
             .map(|(data, dtype)| rounded(data, dtype));
     let bias = rounded(inputs.bias, problem.bias.map_or(DType::F32, |bias| bias.dtype));
     let inputs = Inputs { q: &q, k: &k, v: &v, bias: &bias, ..inputs.clone() };
-    let mut outputs = attention(problem, &inputs, transfer);
+    let meter = Meter::start(watcher, attend::work(problem, &inputs))?;
+    let mut outputs = attention(problem, &inputs, transfer, &meter)?;
     if let std::borrow::Cow::Owned(out) = rounded(&outputs.out, problem.out_dtype) {
         outputs.out = out;
     }
@@ -46,6 +49,7 @@ pub(crate) fn run_layer(
     layer: &SelfAttention,
     algorithm: Algorithm,
     transfer: &Transfer<'_>,
+    watcher: &Watcher,
 ) -> Result<Outputs, Error> {
     let problem = layer.problem();
     algorithm.check(&problem)?;
@@ -64,14 +68,15 @@ pub(crate) fn run_layer(
         None => Vec::new(),
         Some(_) => vec![0.0; count(rows(s.kv_len).saturating_mul(problem.k.row))?],
     };
+    let total = layer.projection_flops().saturating_add(attend::work(&problem, &Inputs::default()));
+    let meter = Meter::start(watcher, total)?;
     let project =
         |x: Operand, w: Operand, bias: Operand, y: &mut [f32], y_row: usize, outputs: u64| {
             let (x, w, bias) = (transfer.input(x), transfer.input(w), transfer.input(bias));
             let outputs = count(outputs)?;
             let inputs = w.len() / outputs;
             let bias = (!bias.is_empty()).then_some(bias);
-            product::linear(x, w, bias, x.len() / inputs, inputs, outputs, y, y_row);
-            Ok::<_, Error>(())
+            product::linear(x, w, bias, x.len() / inputs, inputs, outputs, y, y_row, &meter)
         };
 
     // Side by side in one buffer where the sequence is one and the same.
@@ -96,17 +101,22 @@ pub(crate) fn run_layer(
 
     let kv = if layer.context_dim.is_some() { &kv } else { &q };
     let (k, v) = (kv.get(k_first..).unwrap_or(&[]), kv.get(v_first..).unwrap_or(&[]));
-    let heads = attention(&problem, &Inputs::new(&q, k, v), transfer);
+    let heads = attention(&problem, &Inputs::new(&q, k, v), transfer, &meter)?;
     let (w, bias) = (transfer.input(Operand::WO), transfer.input(Operand::BO));
     let mut out = vec![0.0; transfer.output_len(Operand::Out).unwrap_or(0)];
     let (inputs, outputs) = (count(problem.out.row)?, count(layer.out_dim.into())?);
     let bias = (!bias.is_empty()).then_some(bias);
     let rows = heads.out.len() / inputs;
-    product::linear(&heads.out, w, bias, rows, inputs, outputs, &mut out, outputs);
+    product::linear(&heads.out, w, bias, rows, inputs, outputs, &mut out, outputs, &meter)?;
     Ok(Outputs { out, ..heads })
 }
 
-fn attention(problem: &Problem, inputs: &Inputs<'_>, transfer: &Transfer<'_>) -> Outputs {
+fn attention(
+    problem: &Problem,
+    inputs: &Inputs<'_>,
+    transfer: &Transfer<'_>,
+    meter: &Meter<'_>,
+) -> Result<Outputs, Error> {
     let s = problem.tensor_shape();
     let extent = problem.out.extent(s.batch, s.heads, s.q_len, s.v_head_dim);
     let zeros = |n: usize| vec![0.0; n];
@@ -123,6 +133,6 @@ fn attention(problem: &Problem, inputs: &Inputs<'_>, transfer: &Transfer<'_>) ->
         weights: weights.as_deref_mut(),
         scores: scores.as_deref_mut(),
     };
-    attend::forward(problem, inputs, results);
-    outputs
+    attend::forward(problem, inputs, results, meter)?;
+    Ok(outputs)
 }

@@ -1,6 +1,8 @@
 //! Matrix products by the `gemm` crate: of blocks, and of whole linear layers.
 
 use super::attend::tasks;
+use crate::error::Error;
+use crate::watcher::Meter;
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
@@ -20,12 +22,13 @@ pub(super) fn linear(
     outputs: usize,
     y: &mut [f32],
     y_stride: usize,
-) {
+    meter: &Meter<'_>,
+) -> Result<(), Error> {
     let (x, w) = (&x[..rows * inputs], &w[..outputs * inputs]);
     let column_tasks = tasks().div_ceil(rows.div_ceil(LINEAR_ROWS).max(1));
     let columns = outputs.div_ceil(column_tasks).clamp(32, 512);
     let blocks = y.par_chunks_mut(LINEAR_ROWS * y_stride).zip(x.par_chunks(LINEAR_ROWS * inputs));
-    blocks.for_each(|(y, x)| {
+    blocks.try_for_each(|(y, x)| {
         let rows = x.len() / inputs;
         // Columns of y cannot be lent to threads as slices, so tasks return theirs: the copy is
         // little beside `inputs` products an element. Transposed, so that gemm reads w as it lies.
@@ -35,9 +38,10 @@ pub(super) fn linear(
             let transposed_w = Matrix { data: w, strides: (1, inputs) };
             let shape = (rows, w.len() / inputs, inputs);
             product(shape, &mut block, 0.0, 1.0, x, transposed_w);
-            block
+            meter.add(2 * (rows * w.len()) as u64)?;
+            Ok(block)
         });
-        let sums: Vec<_> = sums.collect();
+        let sums = sums.collect::<Result<Vec<_>, Error>>()?;
         for (row, y) in y.chunks_mut(y_stride).take(rows).enumerate() {
             let sums = sums.iter().flat_map(|block| block[row..].iter().step_by(rows));
             for (y, sum) in y.iter_mut().zip(sums) {
@@ -47,7 +51,8 @@ pub(super) fn linear(
                 *y += bias;
             }
         }
-    });
+        Ok(())
+    })
 }
 
 /// A matrix in a slice: element `[i, j]` is at `i * strides.0 + j * strides.1`.

@@ -209,6 +209,16 @@ impl Features {
         self.mask.is_some() || self.bias.is_some() || self.visible.is_some()
     }
 
+    /// Whether something other than its scale happens to a pair's score.
+    pub(crate) fn changes(&self) -> bool {
+        self.softcap || self.alibi || self.score.is_some() || self.hides_pairs()
+    }
+
+    /// Whether scores are wanted of pairs that nothing sees, too.
+    pub(crate) fn every_tile(&self) -> bool {
+        matches!(self.scores, Some(ScoreStage::Raw | ScoreStage::Capped))
+    }
+
     /// Whether what happens to a pair takes more registers than its product leaves.
     pub(super) fn is_heavy(&self) -> bool {
         let light = [self.softcap, self.alibi, self.bias.is_some(), self.mask.is_some()];

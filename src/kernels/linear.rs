@@ -7,7 +7,8 @@ use crate::tuning::Tuning;
 params! {
     /// Uniforms of `kernels/linear.wgsl`. Bases are filled in when buffers are bound.
     LinearParams {
-        rows: u32, inputs: u32, outputs: u32, tiles: u32, grid_width: u32, workgroups: u32,
+        rows: u32, inputs: u32, outputs: u32, tiles: u32,
+        grid_width: u32, workgroup_first: u32, workgroups: u32,
         x_base: u32, x_row: u32, w_base: u32, w_row: u32, y_base: u32, y_row: u32, bias_base: u32,
     }
 }

@@ -26,7 +26,7 @@ params! {
     AttentionParams {
         batch: u32, heads: u32, q_len: u32, kv_len: u32,
         batch_first: u32, head_first: u32, q_first: u32, kv_first: u32,
-        group_size: u32, grid_width: u32, workgroups: u32, tiles: u32,
+        group_size: u32, tiles: u32, grid_width: u32, workgroup_first: u32, workgroups: u32,
         q_base: u32, q_batch: u32, q_head: u32, q_row: u32,
         k_base: u32, k_batch: u32, k_head: u32, k_row: u32,
         v_base: u32, v_batch: u32, v_head: u32, v_row: u32,

@@ -68,11 +68,10 @@ impl From<Scores<'_>> for Kernel {
         let features = c.features;
         let (q, load_q) = features.q.read("q", c.vec4);
         let (k, load_k) = features.kv.read("k", c.vec4);
-        let every_tile = matches!(features.scores, Some(ScoreStage::Raw | ScoreStage::Capped));
         let source = Source::default()
             .with_f16([features.q, features.kv].contains(&Element::F16))
             .constant("HEAD_DIM", c.head_dim)
-            .flag("EVERY_TILE", every_tile);
+            .flag("EVERY_TILE", features.every_tile());
         let source = features.add_rows(source).files(load_q).files(load_k);
         let mut bindings = vec![Binding::PARAMS, q, k, Binding::write("scores", "f32")];
         bindings.extend(features.bindings(Uses::Rows));

@@ -8,7 +8,8 @@ use crate::tuning::Tuning;
 params! {
     /// Uniforms of `kernels/gather.wgsl`. Bases are filled in when buffers are bound.
     GatherParams {
-        grid_width: u32, workgroups: u32, sequences: u32, rows: u32, slopes: u32, sinks: u32, classes: u32,
+        grid_width: u32, workgroup_first: u32, workgroups: u32,
+        sequences: u32, rows: u32, slopes: u32, sinks: u32, classes: u32,
         q_len: u32, kv_len: u32, sequences_at: u32, rows_at: u32, slopes_at: u32, sinks_at: u32, classes_at: u32,
         q_lens_base: u32, kv_lens_base: u32, cu_seqlens_q_base: u32, cu_seqlens_k_base: u32,
         diag_offsets_base: u32, alibi_slopes_base: u32, sinks_base: u32, block_mask_base: u32, tables_base: u32,
