@@ -171,6 +171,8 @@ pub(crate) enum Extent {
     Pairs { view: PairView, all_keys: bool },
     /// The block's own, f32 elements a query row; for results over ranges of keys, of each range.
     Scratch { row: u64, per_range: bool },
+    /// No tensor: the keys that one workgroup walks.
+    Walk { most: u32 },
 }
 
 /// Of the axes that can be cut, the one with the largest stride.
@@ -237,6 +239,13 @@ impl Chunk {
                 let keys = if *all_keys { shape.kv_len } else { self.kv };
                 view.extent_bytes([self.batch, self.heads, self.q, keys], limit)
             }
+            Extent::Walk { most } => {
+                if self.kv > *most {
+                    limit.saturating_add(1)
+                } else {
+                    0
+                }
+            }
             Extent::Scratch { row, per_range } => {
                 let ranges = if *per_range { shape.kv_len.div_ceil(self.kv) } else { 1 };
                 [self.batch, self.heads, self.q, ranges]
@@ -248,10 +257,12 @@ impl Chunk {
 
     /// The axis that is worth cutting: the one with the largest stride of those that can be cut.
     fn outermost(&self, shape: &Shape, extent: &Extent) -> Option<Axis> {
-        if self.batch_first && self.batch > 1 {
+        let walked = matches!(extent, Extent::Walk { .. });
+        if self.batch_first && self.batch > 1 && !walked {
             return Some(Axis::Batch);
         }
         let axes = match extent {
+            Extent::Walk { .. } => return (self.kv > KEY_TILE).then_some(Axis::Kv),
             Extent::Pairs { view, all_keys } => {
                 let [batch, heads, rows, keys] = view.pairs.strides;
                 let cut =

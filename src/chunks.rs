@@ -36,7 +36,8 @@ impl Dispatch {
     /// where one long submission would be taken for a device that hangs, or where progress is to be seen. All parts
     /// together do the same as the whole, bit for bit.
     ///
-    /// A part is never less than one workgroup, which looks at every key that its rows see.
+    /// A part is never less than one workgroup, of at most some 4 billion units: plans bring more keys than that takes,
+    /// a few hundred thousand, in ranges.
     ///
     /// ```
     /// # use wgpu_attention::{Attention, Mask, Problem, Shape, Tensors, wgpu};

@@ -4,12 +4,13 @@ use crate::blocks::{Block, Chunk, Extent, PairView, View};
 use crate::error::PlanError;
 use crate::kernels::{AttentionParams, Features, Fill, Kernel, Uses};
 use crate::layout::Strides;
+use crate::mask::Mask;
 use crate::plan::{Algorithm, Bound, Planner};
 use crate::problem::{Lengths, Problem, Slopes};
 use crate::shape::{DType, Shape};
 use crate::tables::Tables;
 use crate::tensors::Operand;
-use crate::work::{Across, ELEMENT, Pairs, Seen, Work};
+use crate::work::{Across, ELEMENT, Pairs, Seen, Work, most_keys};
 use std::ops::Range;
 
 /// Where the tensors of an attention lie.
@@ -173,6 +174,19 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
         };
         let [_, _, q_rows] = block.counts();
         Pairs { each, block: rows, tiles: q_rows.div_ceil(rows), across, last_first: false, seen }
+    }
+
+    /// That a workgroup of so many rows walks no more keys than it may, at so much work a pair: nothing where a window
+    /// shows it few.
+    pub(crate) fn walk(&self, rows: u32, each: u64) -> Option<(&'static str, Extent)> {
+        let most = most_keys(u64::from(rows) * each);
+        let window = match self.problem.mask {
+            Mask { left: Some(left), right: Some(right), .. } => {
+                left.saturating_add(right).saturating_add(rows)
+            }
+            _ => u32::MAX,
+        };
+        (window > most).then_some(("keys", Extent::Walk { most }))
     }
 
     pub(crate) fn lse_view(&self) -> View {

@@ -5,7 +5,7 @@ use crate::error::PlanError;
 use crate::forward::{AttentionPlanner, Views, narrow, tiled};
 use crate::kernels::{AttentionParams, Element, Features, Merge, Uses};
 use crate::plan::Bound;
-use crate::staged::to_scratch;
+use crate::staged::{budgeted, to_scratch};
 use crate::work::{Across, CHANGES, ELEMENT, Pairs, SOFTMAX, Work};
 
 impl AttentionPlanner<'_, '_> {
@@ -14,14 +14,6 @@ impl AttentionPlanner<'_, '_> {
         let (problem, shape) = (self.problem, self.shape);
         let Views { q, k, v, out } = *self.views;
         let limit = self.to.limit();
-        let mut tensors = self.extents(false);
-        let batch_first = problem.batch_invariant;
-        let mut chunk = Chunk::fit(&shape, limit, batch_first, &tensors)?;
-        if chunk.kv < shape.kv_len {
-            let row = u64::from(shape.v_head_dim);
-            tensors.push(("partial results", Extent::Scratch { row, per_range: true }));
-            chunk = Chunk::fit(&shape, limit, batch_first, &tensors)?;
-        }
         let tuning = self.to.tuning;
         let (head_dim, v_head_dim) = (shape.head_dim, shape.v_head_dim);
         let (block_q, slices) = tuning.flash_block(head_dim, v_head_dim);
@@ -29,6 +21,15 @@ impl AttentionPlanner<'_, '_> {
         let widths = u64::from(head_dim) + columns;
         let pair = 2 * widths + SOFTMAX + if self.features.changes() { CHANGES } else { 0 };
         let kernel_name = tuning.flash_kernel(&self.features, head_dim, v_head_dim, false).name;
+        let mut tensors = self.extents(false);
+        tensors.extend(self.walk(block_q, pair));
+        let batch_first = problem.batch_invariant;
+        let mut chunk = Chunk::fit(&shape, limit, batch_first, &tensors)?;
+        if chunk.kv < shape.kv_len {
+            let row = budgeted(u64::from(v_head_dim), limit);
+            tensors.push(("partial results", Extent::Scratch { row, per_range: true }));
+            chunk = Chunk::fit(&shape, limit, batch_first, &tensors)?;
+        }
         let ranges: Vec<_> = chunk.kv_ranges(&shape).collect();
         let partial = (ranges.len() > 1).then(|| (self.to.region(), self.to.region()));
         let parts = narrow(ranges.len() as u64);

@@ -1,6 +1,6 @@
 //! The steps of the three staged kernels.
 
-use crate::blocks::{Chunk, ELEMENT_BYTES, Extent};
+use crate::blocks::{BindingLimit, Chunk, ELEMENT_BYTES, Extent};
 use crate::error::PlanError;
 use crate::forward::{AttentionPlanner, Views, narrow, stride, tiled};
 use crate::kernels::{AttentionParams, Convert, Element, Features, Scores, Softmax, Uses, Values};
@@ -9,8 +9,15 @@ use crate::plan::Bound;
 use crate::tensors::Operand;
 use crate::work::{Across, CHANGES, ELEMENT, SOFTMAX, Work};
 
-/// Scores of more bytes than this are made and used in chunks of rows.
-const SCORES_BYTES: u64 = 128 << 20;
+/// Scores of more bytes than this are made and used in chunks of rows, and so are partial results.
+const SCRATCH_BYTES: u64 = 128 << 20;
+
+/// Elements of a row, so many more that rows of [`SCRATCH_BYTES`] fill a binding. The budget bends for a single row:
+/// only the binding limit is hard.
+pub(crate) fn budgeted(row: u64, limit: BindingLimit) -> u64 {
+    let most = SCRATCH_BYTES.max(row * ELEMENT_BYTES).min(limit.bytes()).max(1);
+    (row * limit.bytes().max(1)).div_ceil(most)
+}
 
 impl AttentionPlanner<'_, '_> {
     /// Scores, softmax, values, for as many rows at a time as the score matrix may hold.
@@ -20,7 +27,14 @@ impl AttentionPlanner<'_, '_> {
         let Views { q, k, v, out } = *self.views;
         let pitch = u64::from(shape.kv_len.next_multiple_of(4));
         let limit = self.to.limit();
+        let tuning = self.to.tuning;
+        let (block_m, block_n) = tuning.product.block();
+        // Of one pair, in each of the three kernels.
+        let score = 2 * u64::from(shape.head_dim) + ELEMENT;
+        let weight = 2 * SOFTMAX + if features.changes() { 2 * CHANGES } else { 0 };
+        let value = 2 * u64::from(block_n) + ELEMENT;
         let mut tensors = self.extents(true);
+        tensors.extend(self.walk(block_m, value));
         let weights = self.matrix_view(Operand::Weights);
         let kept = self.matrix_view(Operand::Scores);
         if problem.scores.is_some() {
@@ -29,9 +43,7 @@ impl AttentionPlanner<'_, '_> {
         if problem.weights {
             tensors.push(("weights", Extent::Queries(weights)));
         } else {
-            // The budget bends for a single row: only the binding limit is hard.
-            let most = SCORES_BYTES.max(pitch * ELEMENT_BYTES).min(limit.bytes()).max(1);
-            let row = (pitch * limit.bytes().max(1)).div_ceil(most);
+            let row = budgeted(pitch, limit);
             tensors.push(("scores", Extent::Scratch { row, per_range: false }));
         }
         let mut chunk = Chunk::fit(&shape, limit, problem.batch_invariant, &tensors)?;
@@ -45,12 +57,6 @@ impl AttentionPlanner<'_, '_> {
         let region = (!problem.weights).then(|| self.to.region());
         let sums = sums.then(|| self.to.region());
 
-        let tuning = self.to.tuning;
-        let (block_m, block_n) = tuning.product.block();
-        // Of one pair, in each of the three kernels.
-        let score = 2 * u64::from(shape.head_dim) + ELEMENT;
-        let weight = 2 * SOFTMAX + if features.changes() { 2 * CHANGES } else { 0 };
-        let value = 2 * u64::from(block_n) + ELEMENT;
         for block in chunk.blocks(&shape) {
             let [batch, heads, rows] = block.counts();
             // The block's scores: a part of the caller's weights, or scratch that starts with the block.

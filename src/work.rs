@@ -1,5 +1,7 @@
 //! What each workgroup of a dispatch is estimated to do, so that a long dispatch can be cut where it should be.
 
+use crate::blocks::KEY_TILE;
+
 /// Workgroups of a dispatch and their work: floating-point operations, with all else in terms of these. Only the
 /// measured rate says how long that takes; what counts is that the parts of one problem compare.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,6 +54,16 @@ pub(crate) const ELEMENT: u64 = 4;
 pub(crate) const SOFTMAX: u64 = 32;
 /// Work of a pair's mask, bias and the caller's functions.
 pub(crate) const CHANGES: u64 = 32;
+
+/// Most work of one workgroup, which nothing can cut: a slow GPU's core does it in a tenth of a second, a software
+/// GPU's in half of one.
+const LONGEST: u64 = 1 << 32;
+
+/// Keys that a workgroup may walk where each takes so much work of it.
+pub(crate) fn most_keys(each: u64) -> u32 {
+    let tiles = LONGEST / each.max(1) / u64::from(KEY_TILE);
+    u32::try_from(tiles.max(1)).unwrap_or(u32::MAX).saturating_mul(KEY_TILE)
+}
 
 impl Work {
     /// The same for every workgroup.

@@ -264,6 +264,46 @@ fn long_sequences_take_the_memory_of_q_k_v_and_out_only() {
 }
 
 #[test]
+fn no_workgroup_walks_a_million_keys() {
+    // Each plan's kernels by their names, on a device that binds as much as there is.
+    let limits = wgpu::Limits {
+        max_storage_buffer_binding_size: 1 << 31,
+        max_buffer_size: 1 << 31,
+        ..wgpu::Limits::default()
+    };
+    let mut capabilities = Capabilities::portable();
+    capabilities.limits = limits;
+    let kernels = |class, algorithm, mask, keys| {
+        let problem = Problem::new(Shape::cross_attention(1, 1, 64, keys, 64)).mask(mask);
+        let capabilities = capabilities.clone().with_class(class);
+        let plan = Plan::new(&problem, &capabilities, algorithm).expect("a plan");
+        plan.kernels().collect::<Vec<_>>()
+    };
+    for class in CLASSES {
+        let fused = |mask, keys| kernels(class, Algorithm::Flash, mask, keys);
+        let staged = |mask, keys| kernels(class, Algorithm::Staged, mask, keys);
+        assert_eq!(fused(Mask::FULL, 100_000).len(), 1, "{class:?}");
+        assert_eq!(staged(Mask::FULL, 100_000).len(), 3, "{class:?}");
+        for mask in [Mask::FULL, Mask::CAUSAL, Mask::window(900_000)] {
+            assert!(fused(mask, 3_000_000).len() > 3, "{class:?}");
+            assert!(staged(mask, 3_000_000).len() > 3, "{class:?}");
+        }
+        // Of these it sees few.
+        assert_eq!(fused(Mask::window(4000), 3_000_000).len(), 1, "{class:?}");
+    }
+
+    let keys = if support::small() { 5000 } else { 440_000 };
+    let shape = Shape::cross_attention(1, 1, 3, keys, 32);
+    let case = Case::new("very long", Problem::new(shape).with_lse());
+    let rows = sampled(&shape, 3);
+    let answer = Answer::for_rows(case.to_string(), &case.problem, &case.tensors(0), &rows);
+    let plan = GPU.attention(DeviceClass::Software).plan(&case.problem).expect("a plan");
+    assert_eq!(plan.kernels().any(|name| name == "merge"), !support::small(), "{plan}");
+    let got = Bound::new(DeviceClass::Software, &plan, &case).run();
+    answer.check(&got).unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
 fn tiles_that_nothing_sees_cost_nothing() {
     let len = if support::small() { 512 } else { 1024 };
     let shape = Shape::self_attention(1, 1, len, 32);
