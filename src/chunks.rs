@@ -36,8 +36,8 @@ impl Dispatch {
     /// where one long submission would be taken for a device that hangs, or where progress is to be seen. All parts
     /// together do the same as the whole, bit for bit.
     ///
-    /// A part is never less than one workgroup, of at most some 4 billion units: plans bring more keys than that takes,
-    /// a few hundred thousand, in ranges.
+    /// A part is never less than one workgroup, of at most some 8 billion units: plans bring more keys than that takes,
+    /// a hundred thousand or more, in ranges.
     ///
     /// ```
     /// # use wgpu_attention::{Attention, Mask, Problem, Shape, Tensors, wgpu};

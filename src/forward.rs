@@ -179,7 +179,7 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
     /// That a workgroup of so many rows walks no more keys than it may, at so much work a pair: nothing where a window
     /// shows it few.
     pub(crate) fn walk(&self, rows: u32, each: u64) -> Option<(&'static str, Extent)> {
-        let most = most_keys(u64::from(rows) * each);
+        let most = most_keys(self.to.capabilities.class, u64::from(rows) * each);
         let window = match self.problem.mask {
             Mask { left: Some(left), right: Some(right), .. } => {
                 left.saturating_add(right).saturating_add(rows)

@@ -1,6 +1,7 @@
 //! What each workgroup of a dispatch is estimated to do, so that a long dispatch can be cut where it should be.
 
 use crate::blocks::KEY_TILE;
+use crate::device::DeviceClass;
 
 /// Workgroups of a dispatch and their work: floating-point operations, with all else in terms of these. Only the
 /// measured rate says how long that takes; what counts is that the parts of one problem compare.
@@ -55,14 +56,17 @@ pub(crate) const SOFTMAX: u64 = 32;
 /// Work of a pair's mask, bias and the caller's functions.
 pub(crate) const CHANGES: u64 = 32;
 
-/// Most work of one workgroup, which nothing can cut: a slow GPU's core does it in a tenth of a second, a software
-/// GPU's in half of one.
-const LONGEST: u64 = 1 << 32;
-
-/// Keys that a workgroup may walk where each takes so much work of it.
-pub(crate) fn most_keys(each: u64) -> u32 {
-    let tiles = LONGEST / each.max(1) / u64::from(KEY_TILE);
-    u32::try_from(tiles.max(1)).unwrap_or(u32::MAX).saturating_mul(KEY_TILE)
+/// Keys that a workgroup may walk where each takes so much work of it: nothing can cut it.
+pub(crate) fn most_keys(class: DeviceClass, each: u64) -> u32 {
+    let (longest, most) = match class {
+        // A core does it in a fifth of a second. Old drivers end a shader after 65,535 rounds of all its loops,
+        // whatever is left to do, and 16 keys take six.
+        DeviceClass::Software => (1 << 33, 1 << 17),
+        // A slow GPU's core does it in a tenth of a second.
+        _ => (1_u64 << 32, u32::MAX),
+    };
+    let tiles = longest / each.max(1) / u64::from(KEY_TILE);
+    u32::try_from(tiles.max(1)).unwrap_or(u32::MAX).saturating_mul(KEY_TILE).min(most)
 }
 
 impl Work {
