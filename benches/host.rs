@@ -65,7 +65,7 @@ fn bench(criterion: &mut Criterion, case: &Case, algorithm: Algorithm) {
     let workspace = buffer(plan.workspace_bytes().div_ceil(4));
     let tensors = Tensors::new(q.slice(..), k.slice(..), v.slice(..), out.slice(..))
         .workspace(workspace.slice(..));
-    attention.compile(&plan);
+    attention.compile([&plan]);
     let bind = || attention.bind(&plan, &tensors).expect("buffers that fit");
     // wgpu keeps the uniforms of every bind until something is submitted.
     let flush = || {

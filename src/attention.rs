@@ -18,6 +18,7 @@ pub struct Attention {
     capabilities: Capabilities,
     checks: Checks,
     pipelines: Arc<Pipelines>,
+    cache: Option<wgpu::PipelineCache>,
 }
 
 impl Attention {
@@ -29,6 +30,7 @@ impl Attention {
             capabilities: Capabilities::of(device),
             checks: Checks::Off,
             pipelines: Arc::default(),
+            cache: None,
         }
     }
 
@@ -42,6 +44,51 @@ impl Attention {
     #[must_use]
     pub fn with_checks(self, checks: Checks) -> Self {
         Self { checks, pipelines: Arc::default(), ..self }
+    }
+
+    /// Compiles through `cache` from here on: with what an earlier run of the program left in it, a driver has less to
+    /// do. The device needs [`wgpu::Features::PIPELINE_CACHE`], which only Vulkan has; the cache has to be one of this
+    /// device. Many drivers keep a cache of their own besides.
+    ///
+    /// ```
+    /// use wgpu_attention::{Attention, wgpu};
+    /// # use std::path::Path;
+    ///
+    /// /// Attention that compiles through what is in `file`, and the cache to save.
+    /// fn cached(device: &wgpu::Device, file: &Path) -> (Attention, Option<wgpu::PipelineCache>) {
+    ///     let attention = Attention::new(device);
+    ///     if !device.features().contains(wgpu::Features::PIPELINE_CACHE) {
+    ///         return (attention, None);
+    ///     }
+    ///     let data = std::fs::read(file).ok();
+    ///     // SAFETY: nothing else writes this file, and `save` writes what `get_data` returned.
+    ///     let cache = unsafe {
+    ///         device.create_pipeline_cache(&wgpu::PipelineCacheDescriptor {
+    ///             label: Some("attention"),
+    ///             data: data.as_deref(),
+    ///             // Of another driver, or damaged: begin with an empty one.
+    ///             fallback: true,
+    ///         })
+    ///     };
+    ///     (attention.with_pipeline_cache(cache.clone()), Some(cache))
+    /// }
+    ///
+    /// /// Once everything is compiled. A new file takes the old one's place whole or not at all.
+    /// fn save(cache: &wgpu::PipelineCache, file: &Path) -> std::io::Result<()> {
+    ///     let Some(data) = cache.get_data() else { return Ok(()) };
+    ///     let new = file.with_extension("new");
+    ///     std::fs::write(&new, data)?;
+    ///     std::fs::rename(new, file)
+    /// }
+    /// # let (device, _queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+    /// # let (_attention, cache) = cached(&device, Path::new("attention.cache"));
+    /// # cache.map(|cache| save(&cache, Path::new("attention.cache")));
+    /// ```
+    ///
+    /// [`wgpu::util::pipeline_cache_key`] makes a name for the file that tells adapters apart.
+    #[must_use]
+    pub fn with_pipeline_cache(self, cache: wgpu::PipelineCache) -> Self {
+        Self { cache: Some(cache), ..self }
     }
 
     /// What plans rely on.
@@ -96,16 +143,36 @@ impl Attention {
         layer.plan(&self.capabilities, algorithm)
     }
 
-    /// Compiles what `plan` needs and is not compiled yet, so that `bind` finds it.
-    pub fn compile(&self, plan: &Plan) {
-        for step in &plan.steps {
-            self.pipelines.get(&self.device, &step.kernel, self.checks);
-        }
+    /// Compiles what `plans` need and is not compiled yet, so that `bind` finds it: each kernel once, several at a
+    /// time, on as many threads as there are cores; on the web one by one.
+    ///
+    /// What wgpu has to say of a pipeline reaches the device's error handler: error scopes are of one thread. Buffers
+    /// that do not start at a multiple of 16 bytes, and inputs that share a buffer with an output, take
+    /// variants that `bind` compiles.
+    ///
+    /// ```
+    /// # use wgpu_attention::{Attention, Mask, Problem, Shape, wgpu};
+    /// # let (device, _queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+    /// # let attention = Attention::new(&device);
+    /// let widths = [64, 128].map(|width| Shape::self_attention(1, 8, 2048, width));
+    /// let plans = widths.map(|shape| attention.plan(&Problem::new(shape).mask(Mask::CAUSAL)));
+    /// attention.compile(plans.iter().flatten());
+    /// ```
+    pub fn compile<'a>(&self, plans: impl IntoIterator<Item = &'a Plan>) {
+        let steps = plans.into_iter().flat_map(|plan| &plan.steps);
+        self.pipelines.fill(steps.map(|step| &step.kernel), |kernel| {
+            self.pipeline(kernel);
+        });
+    }
+
+    /// The pipeline of `kernel`; compiles it unless that was done.
+    fn pipeline(&self, kernel: &Kernel) -> wgpu::ComputePipeline {
+        self.pipelines.get(&self.device, kernel, self.checks, self.cache.as_ref())
     }
 
     /// Compiles one kernel, kept nowhere.
     pub fn compile_kernel(&self, kernel: &Kernel) -> wgpu::ComputePipeline {
-        compile(&self.device, kernel, self.checks)
+        compile(&self.device, kernel, self.checks, self.cache.as_ref())
     }
 
     /// Checks the caller's buffers against `plan`, compiles what is not yet compiled, allocates the workspace
@@ -122,7 +189,7 @@ impl Attention {
     pub fn bind(&self, plan: &Plan, tensors: &Tensors<'_>) -> Result<Dispatch, BindError> {
         Dispatch::new(
             &self.device,
-            |kernel| self.pipelines.get(&self.device, kernel, self.checks),
+            |kernel| self.pipeline(kernel),
             &self.capabilities.limits,
             plan,
             tensors,

@@ -149,7 +149,7 @@ fn wgpu_checks_may_be_on() {
     for algorithm in [Algorithm::Staged, Algorithm::Flash] {
         let problem = Problem::new(shape()).with_lse();
         let plan = attention.plan_with(&problem, algorithm).expect("a plan");
-        host.validated(&plan, || attention.compile(&plan));
+        host.validated(&plan, || attention.compile([&plan]));
         host.run(&attention, &plan, &tensors.clone().lse(lse.slice(..)), out.slice(..));
     }
 }
