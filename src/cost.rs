@@ -13,6 +13,11 @@ pub struct Cost {
 }
 
 impl Cost {
+    /// FLOP per byte; infinite where there is nothing to move.
+    pub fn intensity(&self) -> f64 {
+        if self.bytes == 0 { f64::INFINITY } else { self.flops as f64 / self.bytes as f64 }
+    }
+
     /// The cost of `problem`, whatever kernel runs it.
     pub fn of(problem: &Problem) -> Self {
         let s = problem.shape;

@@ -54,6 +54,7 @@ mod sequence;
 pub mod reference;
 mod cost;
 mod work;
+mod roofs;
 mod plan;
 mod forward;
 mod staged;
@@ -107,6 +108,7 @@ pub use pairs::{Bias, BooleanMask, MaskFormat, Pairs};
 pub use pipeline::Checks;
 pub use plan::{Algorithm, Plan};
 pub use problem::{Lengths, Problem, ScoreStage, Slopes};
+pub use roofs::{Bottleneck, Roofs};
 #[cfg(feature = "runner")]
 pub use runner::{Runner, RunnerOptions};
 pub use shape::{DType, Shape};

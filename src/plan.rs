@@ -2,12 +2,13 @@
 
 use crate::blocks::BindingLimit;
 use crate::cost::Cost;
-use crate::device::Capabilities;
+use crate::device::{Capabilities, DeviceClass};
 use crate::error::PlanError;
 use crate::forward::Views;
 use crate::kernels::Kernel;
 use crate::mask::Diagonal;
 use crate::problem::{Lengths, Problem};
+use crate::roofs::{Bottleneck, Roofs};
 use crate::tensors::{Need, Operand};
 use crate::tuning::Tuning;
 use crate::work::Work;
@@ -82,6 +83,7 @@ pub struct Plan {
     /// Bytes of every scratch buffer, by index.
     pub(crate) regions: Vec<u64>,
     cost: Cost,
+    class: DeviceClass,
     /// What the caller may give, used or empty.
     known: Vec<Operand>,
     /// Names of the buffers of the caller's functions.
@@ -145,6 +147,25 @@ impl Plan {
     /// The least that any kernel must do for the problem.
     pub fn cost(&self) -> Cost {
         self.cost
+    }
+
+    /// What bounds the time on a device with these roofs: [`Roofs::typical`] ones, or measured ones.
+    ///
+    /// ```
+    /// use wgpu_attention::{Algorithm, Bottleneck, Capabilities, Plan, Problem, Roofs, Shape};
+    ///
+    /// let plan = |q_len| {
+    ///     let problem = Problem::new(Shape::cross_attention(1, 8, q_len, 1024, 64));
+    ///     Plan::new(&problem, &Capabilities::portable(), Algorithm::Auto)
+    /// };
+    /// // 15 TFLOP/s, 270 GB/s.
+    /// let roofs = Roofs::new(15e12, 270e9);
+    /// assert_eq!(plan(1024)?.bottleneck(&roofs), Bottleneck::Compute);
+    /// assert_eq!(plan(1)?.bottleneck(&roofs), Bottleneck::Memory);
+    /// # Ok::<(), wgpu_attention::PlanError>(())
+    /// ```
+    pub fn bottleneck(&self, roofs: &Roofs) -> Bottleneck {
+        roofs.bottleneck(self.cost)
     }
 
     /// Whether the problem has this operand, be it without elements.
@@ -220,7 +241,7 @@ fn buffers(problem: &Problem) -> Vec<Arc<str>> {
     buffers.into_iter().map(|(name, _)| name).collect()
 }
 
-/// Kernels, tiles, workgroups, work and scratch, one line a step.
+/// Work and scratch; what bounds the work on a typical device of the class; a line a step.
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Cost { flops, bytes } = self.cost;
@@ -234,6 +255,17 @@ impl fmt::Display for Plan {
             giga(bytes),
             self.workspace_bytes()
         )?;
+        if bytes > 0 {
+            let roofs = Roofs::typical(self.class);
+            writeln!(
+                f,
+                "bound by {}: {:.1} FLOP per byte, the roofs of {:?} devices meet at {:.1}",
+                self.bottleneck(&roofs),
+                self.cost.intensity(),
+                self.class,
+                roofs.ridge()
+            )?;
+        }
         for Step { kernel, workgroups: [x, y], .. } in &self.steps {
             writeln!(f, "  {} {x} x {y} workgroups of {}", kernel.name, kernel.workgroup_size)?;
         }
@@ -259,7 +291,8 @@ impl<'a> Planner<'a> {
     }
 
     pub(crate) fn finish(self, cost: Cost, known: Vec<Operand>, buffers: Vec<Arc<str>>) -> Plan {
-        Plan { steps: self.steps, regions: self.regions, cost, known, buffers }
+        let class = self.capabilities.class;
+        Plan { steps: self.steps, regions: self.regions, cost, class, known, buffers }
     }
 
     /// Scratch of a size that may still grow.

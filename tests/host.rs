@@ -352,7 +352,8 @@ fn a_plan_names_its_kernels() {
     // and the softmax one workgroup a row.
     assert_eq!(
         plan(Algorithm::Staged, DeviceClass::Hardware).to_string(),
-        "steps: 3, 0.002 GFLOP, 0.000126 GB, workspace 99584 bytes\n  \
+        "steps: 3, 0.002 GFLOP, 0.000126 GB, workspace 99584 bytes\n\
+         bound by memory: 17.9 FLOP per byte, the roofs of Hardware devices meet at 55.5\n  \
          scores 12 x 1 workgroups of 256\n  \
          softmax 444 x 1 workgroups of 64\n  \
          values 12 x 1 workgroups of 256\n"
