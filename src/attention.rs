@@ -14,11 +14,13 @@ use std::sync::Arc;
 /// Attention on one `wgpu` device. Cheap to clone; clones share compiled pipelines.
 #[derive(Clone, Debug)]
 pub struct Attention {
-    device: wgpu::Device,
-    capabilities: Capabilities,
-    checks: Checks,
+    pub(crate) device: wgpu::Device,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) checks: Checks,
     pipelines: Arc<Pipelines>,
     cache: Option<wgpu::PipelineCache>,
+    #[cfg(feature = "tune")]
+    pub(crate) tuned: Arc<crate::tune::Tuned>,
 }
 
 impl Attention {
@@ -31,6 +33,8 @@ impl Attention {
             checks: Checks::Off,
             pipelines: Arc::default(),
             cache: None,
+            #[cfg(feature = "tune")]
+            tuned: Arc::default(),
         }
     }
 
@@ -109,6 +113,10 @@ impl Attention {
     /// # Errors
     /// As [`plan`](Self::plan), and [`PlanError::AlgorithmLacks`] where the algorithm cannot give an output.
     pub fn plan_with(&self, problem: &Problem, algorithm: Algorithm) -> Result<Plan, PlanError> {
+        #[cfg(feature = "tune")]
+        if let Some(plan) = self.tuned_plan(problem, algorithm) {
+            return Ok(plan);
+        }
         Plan::new(problem, &self.capabilities, algorithm)
     }
 

@@ -82,7 +82,7 @@ impl Planner<'_> {
 }
 
 /// Whether the band hides any key of this shape from any query.
-fn excludes(problem: &Problem) -> bool {
+pub(crate) fn excludes(problem: &Problem) -> bool {
     let Shape { q_len, kv_len, .. } = problem.shape;
     let Some(diagonal) = problem.mask.diagonal(q_len, kv_len) else { return true };
     let range = |q_pos| problem.mask.kv_range(kv_len, diagonal, q_pos);

@@ -88,6 +88,18 @@ mod pace;
 mod gpu;
 #[cfg(feature = "cpu")]
 mod cpu;
+#[cfg(feature = "tune")]
+mod tune;
+#[cfg(feature = "tune")]
+mod candidates;
+#[cfg(feature = "tune")]
+mod scratch;
+#[cfg(feature = "tune")]
+mod timing;
+#[cfg(feature = "tune")]
+mod record;
+#[cfg(feature = "tune")]
+mod keys;
 mod error;
 
 pub use attention::Attention;
@@ -108,14 +120,18 @@ pub use pairs::{Bias, BooleanMask, MaskFormat, Pairs};
 pub use pipeline::Checks;
 pub use plan::{Algorithm, Plan};
 pub use problem::{Lengths, Problem, ScoreStage, Slopes};
+#[cfg(feature = "tune")]
+pub use record::{RecordError, TuningRecord};
 pub use roofs::{Bottleneck, Roofs};
 #[cfg(feature = "runner")]
 pub use runner::{Runner, RunnerOptions};
 pub use shape::{DType, Shape};
 pub use tensors::{Operand, Tensors};
+#[cfg(feature = "tune")]
+pub use tune::TuneOptions;
 pub use wgpu;
 
 /// The code of the README compiles and runs.
-#[cfg(all(doctest, feature = "cpu"))]
+#[cfg(all(doctest, feature = "cpu", feature = "tune"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

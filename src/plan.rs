@@ -100,7 +100,26 @@ impl Plan {
         capabilities: &Capabilities,
         algorithm: Algorithm,
     ) -> Result<Self, PlanError> {
-        let mut planner = Planner::new(capabilities);
+        Self::planned(problem, Planner::new(capabilities), algorithm)
+    }
+
+    /// As [`new`](Self::new), with tiles of the caller's choice.
+    #[cfg(feature = "tune")]
+    pub(crate) fn with_tuning(
+        problem: &Problem,
+        capabilities: &Capabilities,
+        algorithm: Algorithm,
+        tuning: Tuning,
+    ) -> Result<Self, PlanError> {
+        let planner = Planner { tuning, ..Planner::new(capabilities) };
+        Self::planned(problem, planner, algorithm)
+    }
+
+    fn planned(
+        problem: &Problem,
+        mut planner: Planner<'_>,
+        algorithm: Algorithm,
+    ) -> Result<Self, PlanError> {
         planner.attention(problem, algorithm, &Views::of(problem))?;
         Ok(planner.finish(Cost::of(problem), operands(problem), buffers(problem)))
     }
