@@ -247,6 +247,6 @@ mod tests {
             Pairs { each: 1 << 20, block: 64, tiles: 1 << 23, across, last_first: true, seen };
         let work = Work::of_pairs(u32::MAX.into(), 1 << 40, pairs);
         assert!(work.total() > u64::MAX.into());
-        assert_eq!(work.end(0, u128::MAX), u32::MAX.into());
+        assert_eq!(work.end(0, u128::MAX), u64::from(u32::MAX));
     }
 }

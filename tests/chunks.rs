@@ -159,7 +159,7 @@ fn is_the_same_in_parts(gpu: &Gpu, class: DeviceClass, plan: Plan, words: &[u32]
 /// As the plan prints them.
 fn workgroups(plan: &Plan) -> usize {
     let text = plan.to_string();
-    let grids = text.lines().skip(1).map(|line| {
+    let grids = text.lines().filter(|line| line.contains(" workgroups of ")).map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
         let size = |at: usize| words[at].parse::<usize>().expect("a number");
         size(1) * size(3)
