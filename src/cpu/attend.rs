@@ -12,6 +12,7 @@ use crate::shape::Shape;
 use crate::watcher::Meter;
 use pulp::{Arch, Scalar};
 use rayon::prelude::*;
+use std::cell::Cell;
 use std::mem::take;
 use std::ops::Range;
 
@@ -153,6 +154,11 @@ fn split<'a>(
     rows
 }
 
+thread_local! {
+    /// A thread's scores, written anew for every block.
+    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
 /// Attention of rows that read the same keys.
 fn attend(problem: &Problem, inputs: &Inputs<'_>, rows: &mut [Row]) {
     let Inputs { q, k, v, .. } = *inputs;
@@ -164,10 +170,16 @@ fn attend(problem: &Problem, inputs: &Inputs<'_>, rows: &mut [Row]) {
     let lanes = state.max.len();
     // Transposed, so that gemm reads queries, keys and scores with unit stride.
     let mut queries = vec![0.0; dim * lanes];
-    for (lane, row) in rows.iter_mut().enumerate() {
-        for (d, x) in q[start(problem.q, row.at)..][..dim].iter().enumerate() {
-            queries[d * lanes + lane] = *x;
+    for (first, rows) in (0..).step_by(LANES).zip(rows.chunks(LANES)) {
+        // Rows past the last repeat it.
+        let row = |i: usize| &q[start(problem.q, rows[i.min(rows.len() - 1)].at)..][..dim];
+        let together: [&[f32]; LANES] = std::array::from_fn(row);
+        for (d, queries) in queries.chunks_exact_mut(lanes).enumerate() {
+            let queries = queries[first..].iter_mut().zip(&together);
+            queries.for_each(|(query, row)| *query = row[d]);
         }
+    }
+    for row in rows.iter_mut() {
         row.weights.iter_mut().for_each(|weights| weights.fill(0.0));
         row.scores.iter_mut().for_each(|scores| scores.fill(f32::NEG_INFINITY));
     }
@@ -179,10 +191,12 @@ fn attend(problem: &Problem, inputs: &Inputs<'_>, rows: &mut [Row]) {
         None => state.seen(),
         Some(_) => within.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0),
     };
-    let mut scores = vec![0.0; lanes * seen.len().min(KEYS as usize)];
+    let mut scratch = SCRATCH.take();
+    let needed = lanes * seen.len().min(KEYS as usize);
+    scratch.resize(scratch.len().max(needed), 0.0);
     for first in seen.clone().step_by(KEYS as usize) {
         let block = first..seen.end.min(first + KEYS);
-        let scores = &mut scores[..lanes * block.len()];
+        let scores = &mut scratch[..lanes * block.len()];
         let at = (batch, kv_head, first);
         let keys = Matrix {
             data: &k[start(problem.k, at)..],
@@ -204,6 +218,7 @@ fn attend(problem: &Problem, inputs: &Inputs<'_>, rows: &mut [Row]) {
         };
         state.add_values(scores, values, v_dim, &block, pairs.hides);
     }
+    SCRATCH.set(scratch);
     let sink = if problem.sinks { inputs.sinks } else { &[] };
     state.store(rows, sink);
 }
@@ -397,8 +412,9 @@ impl State {
             }
             let all = sum * (max - top).exp() + (sink - top).exp();
             let first = lane * row.out.len();
+            let shrunk = (max - top).exp();
             for (out, x) in row.out.iter_mut().zip(&self.out[first..]) {
-                *out = x * (max - top).exp() / all;
+                *out = x * shrunk / all;
             }
             row.lse.iter_mut().for_each(|lse| lse[0] = top + all.ln());
             for weight in row.weights.iter_mut().flat_map(|weights| &mut weights[start..][..count])

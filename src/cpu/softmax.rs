@@ -24,35 +24,96 @@ impl WithSimd for Softmax<'_> {
         if state.max.len() % S::F32_LANES != 0 {
             return Softmax { state, scores, first }.with_simd(Scalar::new());
         }
-        let scores = S::as_mut_simd_f32s(scores).0;
-        let (starts, counts) = (S::as_simd_u32s(&state.start).0, S::as_simd_u32s(&state.count).0);
-        let (maxima, sums) =
-            (S::as_mut_simd_f32s(&mut state.max).0, S::as_mut_simd_f32s(&mut state.sum).0);
-        let decays = S::as_mut_simd_f32s(&mut state.decay).0;
-        let vectors = maxima.len();
-        for i in 0..vectors {
-            let is_visible = |key: u32| {
-                let distance = simd.sub_u32s(simd.splat_u32s(key), starts[i]);
-                simd.less_than_u32s(distance, counts[i])
-            };
-            let mut max = maxima[i];
-            for (score, key) in scores[i..].iter().step_by(vectors).zip(first..) {
-                let larger = simd.and_m32s(is_visible(key), simd.less_than_f32s(max, *score));
-                max = simd.select_f32s(larger, *score, max);
+        let keys = scores.len() / state.max.len();
+        let lanes = state.start.iter().zip(&state.count);
+        // Rows past the last see nothing.
+        let sees_all = |(start, count): (&u32, &u32)| {
+            *start <= first
+                && u64::from(*start) + u64::from(*count) >= u64::from(first) + keys as u64
+        };
+        let all: Vec<bool> = lanes.map(sees_all).collect();
+        let mut columns = Columns {
+            scores: S::as_mut_simd_f32s(scores).0,
+            starts: S::as_simd_u32s(&state.start).0,
+            counts: S::as_simd_u32s(&state.count).0,
+            maxima: S::as_mut_simd_f32s(&mut state.max).0,
+            sums: S::as_mut_simd_f32s(&mut state.sum).0,
+            decays: S::as_mut_simd_f32s(&mut state.decay).0,
+            first,
+        };
+        let mut at = 0;
+        while at < columns.maxima.len() {
+            let lanes = &all[at * S::F32_LANES..];
+            let together = lanes.len() >= TOGETHER * S::F32_LANES;
+            let n = if together { TOGETHER } else { 1 };
+            let all = lanes[..n * S::F32_LANES].iter().all(|all| *all);
+            match (together, all) {
+                (true, true) => columns.weigh::<TOGETHER, true>(simd, at),
+                (true, false) => columns.weigh::<TOGETHER, false>(simd, at),
+                (false, true) => columns.weigh::<1, true>(simd, at),
+                (false, false) => columns.weigh::<1, false>(simd, at),
             }
-            // Of rows that have seen no key, or only -inf: -inf - -inf would be NaN.
-            let none = simd.equal_f32s(max, simd.splat_f32s(f32::NEG_INFINITY));
-            let zero = simd.splat_f32s(0.0);
-            let shift = simd.select_f32s(none, zero, max);
-            let mut sum = zero;
-            for (score, key) in scores[i..].iter_mut().step_by(vectors).zip(first..) {
-                let weight = exp(simd, simd.sub_f32s(*score, shift));
-                *score = simd.select_f32s(is_visible(key), weight, zero);
-                sum = simd.add_f32s(sum, *score);
+            at += n;
+        }
+    }
+}
+
+/// Vectors of rows that are worked on at once: whole cache lines, and enough of them that one need not wait for
+/// another's maximum.
+const TOGETHER: usize = 4;
+
+/// A block of keys as vectors of rows.
+struct Columns<'a, S: Simd> {
+    /// `[keys, vectors]`.
+    scores: &'a mut [S::f32s],
+    starts: &'a [S::u32s],
+    counts: &'a [S::u32s],
+    maxima: &'a mut [S::f32s],
+    sums: &'a mut [S::f32s],
+    decays: &'a mut [S::f32s],
+    first: u32,
+}
+
+impl<S: Simd> Columns<'_, S> {
+    /// N vectors from `at` on. `ALL`: each row sees every key of the block.
+    #[inline(always)]
+    fn weigh<const N: usize, const ALL: bool>(&mut self, simd: S, at: usize) {
+        let vectors = self.maxima.len();
+        let (starts, counts) = (&self.starts[at..][..N], &self.counts[at..][..N]);
+        let is_visible = |n: usize, key: u32| {
+            let distance = simd.sub_u32s(simd.splat_u32s(key), starts[n]);
+            simd.less_than_u32s(distance, counts[n])
+        };
+        let (lowest, zero) = (simd.splat_f32s(f32::NEG_INFINITY), simd.splat_f32s(0.0));
+        let maxima: &mut [_; N] = (&mut self.maxima[at..][..N]).try_into().expect("N");
+        let mut max = *maxima;
+        for (scores, key) in self.scores.chunks_exact(vectors).zip(self.first..) {
+            let scores: &[_; N] = scores[at..][..N].try_into().expect("N");
+            for n in 0..N {
+                let score = scores[n];
+                let score =
+                    if ALL { score } else { simd.select_f32s(is_visible(n, key), score, lowest) };
+                max[n] = simd.max_f32s(score, max[n]);
             }
-            decays[i] = exp(simd, simd.sub_f32s(maxima[i], shift));
-            sums[i] = simd.mul_add_e_f32s(sums[i], decays[i], sum);
-            maxima[i] = max;
+        }
+        // Of rows that have seen no key, or only -inf: -inf - -inf would be NaN.
+        let shift = max.map(|max| simd.select_f32s(simd.equal_f32s(max, lowest), zero, max));
+        let mut sum = [zero; N];
+        for (scores, key) in self.scores.chunks_exact_mut(vectors).zip(self.first..) {
+            let scores: &mut [_; N] = (&mut scores[at..][..N]).try_into().expect("N");
+            for n in 0..N {
+                let weight = exp(simd, simd.sub_f32s(scores[n], shift[n]));
+                let weight =
+                    if ALL { weight } else { simd.select_f32s(is_visible(n, key), weight, zero) };
+                scores[n] = weight;
+                sum[n] = simd.add_f32s(sum[n], weight);
+            }
+        }
+        for n in 0..N {
+            let decay = exp(simd, simd.sub_f32s(maxima[n], shift[n]));
+            self.decays[at + n] = decay;
+            self.sums[at + n] = simd.mul_add_e_f32s(self.sums[at + n], decay, sum[n]);
+            maxima[n] = max[n];
         }
     }
 }
