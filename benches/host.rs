@@ -4,10 +4,11 @@
 
 #[path = "support/class.rs"]
 mod class;
+#[allow(dead_code, reason = "what it measures is small")]
 #[path = "support/problems.rs"]
 mod problems;
 
-use criterion::{BatchSize, Criterion};
+use criterion::{BatchSize, Criterion, PlottingBackend};
 use problems::{CASES, Case};
 use std::hint::black_box;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use wgpu_attention::{Algorithm, Attention, DeviceClass, Plan, Tensors, wgpu};
 
 fn main() {
     let mut criterion = Criterion::default()
-        .without_plots()
+        .plotting_backend(PlottingBackend::Plotters)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .sample_size(20)

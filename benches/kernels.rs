@@ -12,7 +12,7 @@
 mod support;
 
 use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, Criterion, SamplingMode};
+use criterion::{BenchmarkGroup, Criterion, PlottingBackend, SamplingMode};
 use std::cell::LazyCell;
 use std::time::Duration;
 use support::data::{LayerTensors, Tensors};
@@ -27,7 +27,7 @@ fn main() {
     let runner = gpu::runner();
     let gpu = Gpu::of(&runner);
     let mut criterion = Criterion::default()
-        .without_plots()
+        .plotting_backend(PlottingBackend::Plotters)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .sample_size(10)
@@ -35,11 +35,12 @@ fn main() {
         .configure_from_args();
 
     let mut rows = Vec::new();
-    let (mut cpu, mut fma) = (Roof::default(), Roof::default());
+    let [mut cpu, mut fma, mut copy] = [(); 3].map(|()| Roof::default());
     for case in CASES.iter().filter(|case| is_wanted(case, gpu.as_ref())) {
         // Beside every problem: other programs come and go.
         cpu.extend([product::roof()]);
         fma.extend(gpu.as_ref().and_then(Gpu::roof));
+        copy.extend(gpu.as_ref().and_then(Gpu::bandwidth));
         let mut group = criterion.benchmark_group(case.name);
         group.sampling_mode(SamplingMode::Flat);
         let mut bench = Bench { case, group, rows: &mut rows };
@@ -51,10 +52,11 @@ fn main() {
         bench.cpu();
         bench.group.finish();
     }
+    criterion.final_summary();
     if rows.is_empty() {
         return;
     }
-    let report = Report { machine: Machine::of(gpu.as_ref(), cpu, fma), rows };
+    let report = Report { machine: Machine::of(gpu.as_ref(), cpu, fma, copy), rows };
     println!("\n{report}");
     if let Some(path) = std::env::var_os("WGPU_ATTENTION_RECORD") {
         report.append_to(path.as_ref()).expect("the record can be written");
@@ -64,9 +66,7 @@ fn main() {
 /// Whether a default run, or a filter by name, takes this problem on this adapter.
 fn is_wanted(case: &Case, gpu: Option<&Gpu<'_>>) -> bool {
     let on_cpu = gpu.is_none_or(Gpu::is_software);
-    let all = std::env::var("WGPU_ATTENTION_PROBLEMS").is_ok_and(|value| value == "all");
-    let quick = case.small || case.name == "bert";
-    quick || !on_cpu || all || std::env::args().skip(1).any(|filter| filter.contains(case.name))
+    case.is_wanted(on_cpu) || std::env::args().skip(1).any(|filter| filter.contains(case.name))
 }
 
 /// The benchmarks of one problem.

@@ -9,6 +9,7 @@ use std::error::Error;
 use std::path::PathBuf;
 use wgpu_attention::{Algorithm, Runner, RunnerOptions, wgpu};
 
+#[allow(dead_code, reason = "charts are the other example's")]
 #[path = "support/canvas.rs"]
 mod canvas;
 #[path = "support/colours.rs"]

@@ -45,7 +45,7 @@ impl Pipelines {
     pub(crate) fn fill<'a>(
         &self,
         kernels: impl Iterator<Item = &'a Kernel>,
-        compile: impl Fn(&Kernel) + Sync,
+        compile: impl Fn(&Kernel) + wgpu::WasmNotSync,
     ) {
         let missing: Vec<&Kernel> = {
             let compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);

@@ -112,12 +112,17 @@ impl<'a> Clock<'a> {
         for Pass { timed, record } in passes {
             let mut encoder = self.device.create_command_encoder(&Default::default());
             record(&mut encoder.begin_compute_pass(&Default::default()));
-            let commands = encoder.finish();
-            let start = Instant::now();
-            self.finish(commands);
-            time += if *timed { start.elapsed() } else { Duration::ZERO };
+            let taken = self.wall_time_of(encoder.finish());
+            time += if *timed { taken } else { Duration::ZERO };
         }
         time
+    }
+
+    /// By the wall, whatever the clock.
+    pub(crate) fn wall_time_of(&self, commands: wgpu::CommandBuffer) -> Duration {
+        let start = Instant::now();
+        self.finish(commands);
+        start.elapsed()
     }
 
     /// Submits and waits.

@@ -2,6 +2,7 @@
 
 use super::class;
 use super::clock::{Clock, Pass};
+use super::copy::Copy;
 use super::data::{LayerTensors, Tensors};
 use std::time::Duration;
 use wgpu::util::DeviceExt as _;
@@ -48,6 +49,16 @@ impl<'a> Gpu<'a> {
         let best = || self.clock.times(&self.fma.passes(), 10).into_iter().min();
         let time = (!self.is_software()).then(best)??;
         Some(self.fma.flops() / time.as_secs_f64())
+    }
+
+    /// Bytes a second that a copy reads and writes, the best of some runs of two ways to copy.
+    pub(crate) fn bandwidth(&self) -> Option<f64> {
+        const RUNS: u64 = 10;
+        let copy = Copy::new(self.device, self.is_software());
+        let mut times = self.clock.times(&copy.passes(), RUNS);
+        times.extend((0..RUNS).map(|_| self.clock.wall_time_of(copy.commands(self.device))));
+        let time = times.into_iter().min()?;
+        Some(copy.bytes() / time.as_secs_f64())
     }
 
     fn upload(&self, label: &str, data: &[f32], more: wgpu::BufferUsages) -> wgpu::Buffer {

@@ -2,6 +2,7 @@
 
 pub(crate) mod class;
 pub(crate) mod clock;
+pub(crate) mod copy;
 pub(crate) mod data;
 pub(crate) mod gpu;
 pub(crate) mod problems;

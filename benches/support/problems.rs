@@ -32,6 +32,13 @@ impl Case {
         Self { small: true, ..self }
     }
 
+    /// Whether it is measured on a CPU, or on a software GPU, where large ones take long: those only if
+    /// `WGPU_ATTENTION_PROBLEMS` is `all`.
+    pub(crate) fn is_wanted(&self, on_cpu: bool) -> bool {
+        let all = std::env::var("WGPU_ATTENTION_PROBLEMS").is_ok_and(|value| value == "all");
+        self.small || self.name == "bert" || !on_cpu || all
+    }
+
     /// Attention alone.
     pub(crate) fn problem(&self) -> Problem {
         Problem::new(self.shape).mask(self.mask)

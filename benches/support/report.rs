@@ -6,7 +6,7 @@ use std::fmt;
 use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
-use wgpu_attention::DeviceClass;
+use wgpu_attention::{DeviceClass, Roofs};
 
 /// One benchmark that ran.
 pub(crate) struct Row {
@@ -18,7 +18,7 @@ pub(crate) struct Row {
     pub(crate) on_cpu: bool,
 }
 
-/// A rate that a machine can reach, in FLOP/s, measured beside every problem.
+/// A rate that a machine can reach, in FLOP or bytes a second, measured beside every problem.
 #[derive(Default)]
 pub(crate) struct Roof {
     measured: Vec<f64>,
@@ -32,20 +32,20 @@ impl Extend<f64> for Roof {
 
 impl Roof {
     /// A peak is the best of what was seen.
-    fn peak(&self) -> Option<f64> {
+    pub(crate) fn peak(&self) -> Option<f64> {
         self.measured.iter().copied().reduce(f64::max)
     }
 }
 
-impl fmt::Display for Roof {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Roof {
+    fn write(&self, f: &mut fmt::Formatter<'_>, unit: &str) -> fmt::Result {
         let peak = self.peak().unwrap_or_default();
         let least = self.measured.iter().copied().fold(peak, f64::min);
-        write!(f, "{:.1} GFLOP/s", peak * 1e-9)?;
+        write!(f, "{:.1} {unit}", peak * 1e-9)?;
         if least < BUSY * peak {
             write!(f, " (the machine was busy: {:.1} for a time)", least * 1e-9)?;
         }
-        Ok(())
+        writeln!(f)
     }
 }
 
@@ -58,6 +58,8 @@ pub(crate) struct Machine {
     cpu_roof: Roof,
     /// Empty where the GPU is software.
     gpu_roof: Roof,
+    /// Of the adapter; of a software one, that of the CPU.
+    bandwidth: Roof,
 }
 
 struct Adapter {
@@ -68,18 +70,30 @@ struct Adapter {
 }
 
 impl Machine {
-    pub(crate) fn of(gpu: Option<&Gpu<'_>>, cpu_roof: Roof, gpu_roof: Roof) -> Self {
+    pub(crate) fn of(
+        gpu: Option<&Gpu<'_>>,
+        cpu_roof: Roof,
+        gpu_roof: Roof,
+        bandwidth: Roof,
+    ) -> Self {
         let adapter = gpu.map(|gpu| Adapter {
             name: gpu.info.name.clone(),
             driver: format!("{} {}", gpu.info.driver, gpu.info.driver_info).trim().to_owned(),
             class: gpu.attention.capabilities().class,
             clock: gpu.clock.name(),
         });
-        Self { adapter, cpu_roof, gpu_roof }
+        Self { adapter, cpu_roof, gpu_roof, bandwidth }
     }
 
-    fn roof(&self, row: &Row) -> Option<f64> {
-        self.gpu_roof.peak().filter(|_| !row.on_cpu).or(self.cpu_roof.peak())
+    /// What was not measured is no bound.
+    pub(crate) fn roofs(&self, on_cpu: bool) -> Roofs {
+        let no_bound = f64::INFINITY;
+        let gpu = self.gpu_roof.peak();
+        let cpu = self.cpu_roof.peak().unwrap_or(no_bound);
+        // The copy runs where the kernels do.
+        let elsewhere = on_cpu && gpu.is_some();
+        let bandwidth = self.bandwidth.peak().filter(|_| !elsewhere).unwrap_or(no_bound);
+        Roofs::new(gpu.filter(|_| !on_cpu).unwrap_or(cpu), bandwidth)
     }
 }
 
@@ -92,9 +106,16 @@ impl fmt::Display for Machine {
             None => writeln!(f, "no adapter: the CPU path alone")?,
         }
         if self.gpu_roof.peak().is_some() {
-            writeln!(f, "roof of the GPU, f32 FMA in registers: {}", self.gpu_roof)?;
+            write!(f, "roof of the GPU, f32 FMA in registers: ")?;
+            self.gpu_roof.write(f, "GFLOP/s")?;
         }
-        writeln!(f, "roof of the CPU, f32 gemm of 1024^3: {}", self.cpu_roof)
+        write!(f, "roof of the CPU, f32 gemm of 1024^3: ")?;
+        self.cpu_roof.write(f, "GFLOP/s")?;
+        if self.bandwidth.peak().is_some() {
+            write!(f, "roof of memory, a copy read and written: ")?;
+            self.bandwidth.write(f, "GB/s")?;
+        }
+        Ok(())
     }
 }
 
@@ -109,7 +130,8 @@ struct Figures {
     ms: f64,
     gflops: Option<f64>,
     gbs: f64,
-    share: Option<f64>,
+    /// Of the least time under the roofs in the time taken.
+    share: f64,
 }
 
 impl Report {
@@ -120,7 +142,7 @@ impl Report {
             ms: seconds * 1e3,
             gflops: rate.map(|rate| rate * 1e-9),
             gbs: row.work.bytes as f64 / seconds * 1e-9,
-            share: rate.zip(self.machine.roof(row)).map(|(rate, roof)| rate / roof),
+            share: row.work.least_seconds(&self.machine.roofs(row.on_cpu)) / seconds,
         }
     }
 
@@ -128,21 +150,30 @@ impl Report {
     pub(crate) fn append_to(&self, path: &Path) -> std::io::Result<()> {
         let mut file = std::fs::File::options().create(true).append(true).open(path)?;
         if file.metadata()?.len() == 0 {
-            writeln!(file, "date,adapter,driver,problem,kernel,ms,gflops,gbs,roof share")?;
+            writeln!(file, "date,adapter,driver,problem,kernel,ms,gflops,gbs,share of bound")?;
         }
         let date = today();
         let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
+        let Machine { adapter, cpu_roof, gpu_roof, bandwidth } = &self.machine;
+        let (name, driver) = adapter.as_ref().map_or(("cpu", ""), |a| (&a.name, &a.driver));
+        let roofs = [("gemm", cpu_roof, true), ("fma", gpu_roof, true), ("copy", bandwidth, false)];
+        for (what, roof, is_rate) in roofs {
+            let Some(peak) = roof.peak() else { continue };
+            let peak = format!("{:.3}", peak * 1e-9);
+            let (gflops, gbs) = if is_rate { (&*peak, "") } else { ("", &*peak) };
+            let (name, driver) = (quoted(name), quoted(driver));
+            writeln!(file, "{date},{name},{driver},roof,{what},,{gflops},{gbs},")?;
+        }
         for row in &self.rows {
             let adapter = self.machine.adapter.as_ref().filter(|_| !row.on_cpu);
             let (name, driver) = adapter.map_or(("cpu", ""), |a| (&a.name, &a.driver));
             let Figures { ms, gflops, gbs, share } = self.figures(row);
-            let number = |x: Option<f64>| x.map(|x| format!("{x:.3}")).unwrap_or_default();
+            let gflops = gflops.map(|x| format!("{x:.3}")).unwrap_or_default();
             let (problem, what) = (row.problem, &row.what);
             let (name, driver) = (quoted(name), quoted(driver));
-            let (gflops, share) = (number(gflops), number(share));
             writeln!(
                 file,
-                "{date},{name},{driver},{problem},{what},{ms:.4},{gflops},{gbs:.3},{share}"
+                "{date},{name},{driver},{problem},{what},{ms:.4},{gflops},{gbs:.3},{share:.4}"
             )?;
         }
         Ok(())
@@ -155,16 +186,16 @@ impl fmt::Display for Report {
         let width = self.rows.iter().map(|row| row.what.len()).max().unwrap_or(0);
         writeln!(
             f,
-            "{:<11}  {:<width$}  {:>10}  {:>9}  {:>8}  {:>7}",
-            "problem", "what", "ms", "GFLOP/s", "GB/s", "of roof"
+            "{:<11}  {:<width$}  {:>10}  {:>9}  {:>8}  {:>8}",
+            "problem", "kernel", "ms", "GFLOP/s", "GB/s", "of bound"
         )?;
         for row in &self.rows {
             let Figures { ms, gflops, gbs, share } = self.figures(row);
             let number = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.1}"));
-            let percent = share.map_or("-".to_owned(), |share| format!("{:.1} %", share * 100.0));
+            let percent = format!("{:.1} %", share * 100.0);
             writeln!(
                 f,
-                "{:<11}  {:<width$}  {ms:>10.4}  {:>9}  {gbs:>8.2}  {percent:>7}",
+                "{:<11}  {:<width$}  {ms:>10.4}  {:>9}  {gbs:>8.2}  {percent:>8}",
                 row.problem,
                 row.what,
                 number(gflops),

@@ -1,6 +1,6 @@
 //! What each benchmark does at least: operations and bytes.
 
-use wgpu_attention::{Cost, Problem, SelfAttention};
+use wgpu_attention::{Cost, Problem, Roofs, SelfAttention};
 
 const F32_BYTES: u64 = 4;
 
@@ -13,6 +13,11 @@ pub(crate) struct Work {
 }
 
 impl Work {
+    /// The least seconds that it takes under these roofs.
+    pub(crate) fn least_seconds(self, roofs: &Roofs) -> f64 {
+        (self.flops as f64 / roofs.flops_per_s).max(self.bytes as f64 / roofs.bytes_per_s)
+    }
+
     pub(crate) fn of(cost: Cost) -> Self {
         Self { flops: cost.flops, bytes: cost.bytes }
     }

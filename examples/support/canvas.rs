@@ -10,6 +10,7 @@ use std::path::Path;
 #[derive(Clone, Copy)]
 pub(crate) enum Anchor {
     Start,
+    Middle,
     End,
 }
 
@@ -80,6 +81,7 @@ impl Canvas {
         let scale = style.size / CAPITAL;
         let before = match style.anchor {
             Anchor::Start => 0.0,
+            Anchor::Middle => lettering::width(text) / 2.0,
             Anchor::End => lettering::width(text),
         };
         let place = |(along, down): (f32, f32)| {
@@ -92,6 +94,11 @@ impl Canvas {
             radius,
             style.colour,
         );
+    }
+
+    /// A line through `points`, `width` wide.
+    pub(crate) fn line(&mut self, points: &[(f32, f32)], width: f32, colour: [u8; 3]) {
+        self.strokes(points.windows(2).map(|pair| [pair[0], pair[1]]), width / 2.0, colour);
     }
 
     /// Lines with round ends; where they meet, no pixel is painted twice.
