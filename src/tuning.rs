@@ -52,6 +52,16 @@ impl Tuning {
         }
     }
 
+    /// The same for so many rows of a sequence: of whole rows, a workgroup owns fewer where there are few.
+    pub(crate) fn for_rows(self, q_len: u32) -> Self {
+        match self.flash {
+            Flash::Lane { widest, .. } if q_len <= FlashLane::CLASS_TILE.0 => {
+                Self { flash: Flash::Lane { block_q: FlashLane::CLASS_TILE.0, widest }, ..self }
+            }
+            _ => self,
+        }
+    }
+
     /// Rows that a workgroup of the fused kernel owns, and workgroups that share them by columns of out.
     pub(crate) fn flash_block(&self, head_dim: u32, v_head_dim: u32) -> (u32, u64) {
         let (block_q, v_columns) = match self.flash {

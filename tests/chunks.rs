@@ -241,7 +241,9 @@ fn parts_of_a_folded_grid_give_the_bits_of_the_whole() {
     // 70,000 sequences and heads: at least one workgroup each, and an axis ends at 65,535.
     let shape = Shape::cross_attention(700, 100, 1, 3, 32);
     let problem = Problem::new(shape).mask(Mask::window(1)).with_lse();
-    for class in CLASSES {
+    // Old software GPUs take minutes for both.
+    let classes = if support::small() { vec![DeviceClass::Software] } else { CLASSES.to_vec() };
+    for class in classes {
         for algorithm in [Algorithm::Staged, Algorithm::Flash] {
             let plan = GPU.attention(class).plan_with(&problem, algorithm).expect("a plan");
             let bench = Bench::new(&GPU, class, plan, &[]);

@@ -229,7 +229,9 @@ fn more_workgroups_than_an_axis_of_a_grid_has_are_folded() {
     let case = Case::new("70,000 heads", Problem::new(shape).mask(Mask::window(1)).with_lse());
     let rows = sampled(&shape, 5000);
     let answer = Answer::for_rows(case.to_string(), &case.problem, &case.tensors(0), &rows);
-    for class in CLASSES {
+    // Old software GPUs take minutes for both.
+    let classes = if support::small() { vec![DeviceClass::Software] } else { CLASSES.to_vec() };
+    for class in classes {
         for algorithm in [Algorithm::Staged, Algorithm::Flash] {
             let plan = GPU.attention(class).plan_with(&case.problem, algorithm);
             let plan = plan.expect("a plan");

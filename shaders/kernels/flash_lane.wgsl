@@ -11,8 +11,9 @@ const THREADS: u32 = BLOCK_Q / ROWS;
 const PAIRS_EACH: u32 = ROWS * KEYS;
 const D4: u32 = (HEAD_DIM + 3u) / 4u;
 const V4: u32 = (V_HEAD_DIM + 3u) / 4u;
+const K_ROUNDS: u32 = (KEYS * D4 + THREADS - 1u) / THREADS;
+const V_ROUNDS: u32 = (KEYS * V4 + THREADS - 1u) / THREADS;
 const_assert BLOCK_Q % CLASS_Q == 0u && CLASS_Q % ROWS == 0u && CLASS_KV % KEYS == 0u && PAIRS_EACH <= 32u;
-const_assert KEYS * D4 <= THREADS && KEYS * V4 <= THREADS;
 
 var<workgroup> k_tile: array<vec4<f32>, KEYS * D4>;
 var<workgroup> v_tile: array<vec4<f32>, KEYS * V4>;
@@ -94,15 +95,21 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
         let kind = tile_class(batch, head, q_tile, tile_first / CLASS_KV);
         for (var key = tile_first; key < min(tile_first + CLASS_KV, end); key += KEYS) {
             workgroupBarrier();
-            if k_item < (key + KEYS) * D4 {
-                let at = k_first + min(k_item / D4, params.kv_len - 1u) * params.k_row;
-                let d = k_item % D4 * 4u;
-                k_tile[k_item % (KEYS * D4)] = load_k4(at + d, HEAD_DIM - d);
+            for (var i = 0u; i < K_ROUNDS; i++) {
+                let item = k_item + i * THREADS;
+                if item < (key + KEYS) * D4 {
+                    let at = k_first + min(item / D4, params.kv_len - 1u) * params.k_row;
+                    let d = item % D4 * 4u;
+                    k_tile[item % (KEYS * D4)] = load_k4(at + d, HEAD_DIM - d);
+                }
             }
-            if v_item < (key + KEYS) * V4 {
-                let at = v_first + min(v_item / V4, params.kv_len - 1u) * params.v_row;
-                let d = v_item % V4 * 4u;
-                v_tile[v_item % (KEYS * V4)] = load_v4(at + d, V_HEAD_DIM - d);
+            for (var i = 0u; i < V_ROUNDS; i++) {
+                let item = v_item + i * THREADS;
+                if item < (key + KEYS) * V4 {
+                    let at = v_first + min(item / V4, params.kv_len - 1u) * params.v_row;
+                    let d = item % V4 * 4u;
+                    v_tile[item % (KEYS * V4)] = load_v4(at + d, V_HEAD_DIM - d);
+                }
             }
             workgroupBarrier();
             k_item += KEYS * D4;

@@ -115,7 +115,15 @@ impl From<FlashLane<'_>> for Kernel {
         let (d4, v4) = (head_dim.div_ceil(4), v_head_dim.div_ceil(4));
         let (rows, keys) = c.pairs_each();
         // Old compilers would keep loops inside of loops, and some end a shader after 65,535 rounds of all its loops.
-        let constants = [("D4", d4), ("V4", v4), ("ROWS", rows), ("KEYS", keys)];
+        let rounds = |columns: u32| (keys * columns).div_ceil(block_q / rows);
+        let constants = [
+            ("D4", d4),
+            ("V4", v4),
+            ("ROWS", rows),
+            ("KEYS", keys),
+            ("K_ROUNDS", rounds(d4)),
+            ("V_ROUNDS", rounds(v4)),
+        ];
         kernel.text = unrolled(&kernel.text, &constants).into();
         let (class_q, class_kv) = FlashLane::CLASS_TILE;
         Self {
@@ -153,6 +161,10 @@ pub(super) fn variants(tuning: &Tuning, covering: &[Features]) -> Vec<Kernel> {
         kernels.push(tuning.flash_kernel(&features, head_dim, head_dim, i % 2 == 0));
     }
     if matches!(tuning.flash, Flash::Lane { .. }) {
+        for features in &common {
+            let few = tuning.for_rows(1);
+            kernels.extend([64, 128].map(|dim| few.flash_kernel(features, dim, dim, true)));
+        }
         // What heads too wide for whole rows get.
         let features = Features { lse: true, ..common[1].clone() };
         kernels.push(tuning.flash_kernel(&features, 192, 192, true));
