@@ -1,7 +1,7 @@
 //! Compiles every kernel that the planner can choose on an adapter, and names each on standard error before.
 //!
 //! `cargo run --release --example compile_all [NAME]`: only kernels whose name contains NAME. Real compilers
-//! can be set to report on what they make of each.
+//! can be set to report on what they make of each; after the name stands how many subgroups at least are to fit a core.
 
 use wgpu_attention::{Attention, kernels, wgpu};
 
@@ -13,7 +13,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let adapter = adapters.first().ok_or("no adapter found")?;
     let (device, _queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
         required_limits: adapter.limits(),
-        required_features: adapter.features() & wgpu::Features::SHADER_F16,
+        required_features: adapter.features()
+            & (wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP),
         ..Default::default()
     }))?;
     let attention = Attention::new(&device);
@@ -26,6 +27,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for kernel in &chosen {
         let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
         eprintln!("kernel: {}", kernel.label());
+        if let Some(waves) = kernel.least_waves(class) {
+            eprintln!("waves: {waves}");
+        }
         attention.compile_kernel(kernel);
         if let Some(error) = pollster::block_on(scope.pop()) {
             return Err(format!("{}: {error}", kernel.label()).into());

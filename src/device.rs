@@ -7,12 +7,64 @@ use crate::kernels::{Access, Kernel};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DeviceClass {
-    /// A GPU.
+    /// A GPU that is none of those below.
     Hardware,
+    /// A GPU of NVIDIA's.
+    Nvidia,
+    /// A GPU of AMD's with subgroups of 32: RDNA.
+    AmdRdna,
+    /// A GPU of AMD's with subgroups of 64 alone: GCN.
+    AmdGcn,
+    /// A GPU of Intel's.
+    Intel,
     /// A GPU of Apple's.
     Apple,
+    /// A GPU of Qualcomm's.
+    Adreno,
+    /// A GPU of ARM's.
+    Mali,
     /// A software GPU such as lavapipe or SwiftShader: a CPU runs the kernels.
     Software,
+}
+
+impl DeviceClass {
+    /// Every class.
+    pub const ALL: [Self; 9] = [
+        Self::Hardware,
+        Self::Nvidia,
+        Self::AmdRdna,
+        Self::AmdGcn,
+        Self::Intel,
+        Self::Apple,
+        Self::Adreno,
+        Self::Mali,
+        Self::Software,
+    ];
+
+    /// By PCI vendor, or by name where a back end tells no vendor.
+    fn of(info: &wgpu::AdapterInfo) -> Self {
+        if info.device_type == wgpu::DeviceType::Cpu {
+            return Self::Software;
+        }
+        let is = |vendor: u32, names: &[&str]| {
+            info.vendor == vendor || names.iter().any(|name| info.name.contains(name))
+        };
+        if is(0x106b, &["Apple"]) {
+            Self::Apple
+        } else if is(0x10de, &["NVIDIA", "GeForce", "Quadro"]) {
+            Self::Nvidia
+        } else if is(0x1002, &["AMD", "Radeon"]) {
+            if info.subgroup_min_size == 64 { Self::AmdGcn } else { Self::AmdRdna }
+        } else if is(0x8086, &["Intel"]) {
+            Self::Intel
+        } else if is(0x5143, &["Adreno"]) {
+            Self::Adreno
+        } else if is(0x13b5, &["Mali", "Immortalis"]) {
+            Self::Mali
+        } else {
+            Self::Hardware
+        }
+    }
 }
 
 /// Limits and class of a device.
@@ -25,29 +77,29 @@ pub struct Capabilities {
     pub class: DeviceClass,
     /// Shaders have a type f16 of their own.
     pub f16: bool,
+    /// Shaders may use subgroups, and those are of at least 8.
+    pub subgroups: bool,
 }
-
-/// Apple's PCI vendor.
-const APPLE: u32 = 0x106b;
 
 impl Capabilities {
     /// Reads them off a device.
     pub fn of(device: &wgpu::Device) -> Self {
         let info = device.adapter_info();
-        let class = if info.device_type == wgpu::DeviceType::Cpu {
-            DeviceClass::Software
-        } else if info.vendor == APPLE || info.name.contains("Apple") {
-            DeviceClass::Apple
-        } else {
-            DeviceClass::Hardware
-        };
+        let class = DeviceClass::of(&info);
         let f16 = device.features().contains(wgpu::Features::SHADER_F16);
-        Self { limits: device.limits(), class, f16 }
+        let subgroups =
+            device.features().contains(wgpu::Features::SUBGROUP) && info.subgroup_min_size >= 8;
+        Self { limits: device.limits(), class, f16, subgroups }
     }
 
     /// What every WebGPU device offers.
     pub fn portable() -> Self {
-        Self { limits: wgpu::Limits::default(), class: DeviceClass::Hardware, f16: false }
+        Self {
+            limits: wgpu::Limits::default(),
+            class: DeviceClass::Hardware,
+            f16: false,
+            subgroups: false,
+        }
     }
 
     /// The same limits, tiles of another class.
@@ -60,6 +112,12 @@ impl Capabilities {
     #[must_use]
     pub fn with_f16(self, f16: bool) -> Self {
         Self { f16, ..self }
+    }
+
+    /// The same, with or without subgroups of at least 8.
+    #[must_use]
+    pub fn with_subgroups(self, subgroups: bool) -> Self {
+        Self { subgroups, ..self }
     }
 
     /// Bytes that one storage binding may take: the device's limit, below 2^31 so that no index overflows.

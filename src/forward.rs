@@ -2,7 +2,7 @@
 
 use crate::blocks::{Block, Chunk, Extent, PairView, View};
 use crate::error::PlanError;
-use crate::kernels::{AttentionParams, Features, Fill, Kernel, Uses};
+use crate::kernels::{AttentionParams, Features, Fill, FlashTile, Kernel, Uses};
 use crate::layout::Strides;
 use crate::mask::Mask;
 use crate::plan::{Algorithm, Bound, Planner};
@@ -344,7 +344,7 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
             lse_batch: stride(lse.batch, batch),
             lse_head: stride(lse.head, heads),
             neg_infinity: f32::NEG_INFINITY.to_bits(),
-            rows_each: 4,
+            rows_each: FlashTile::TILE_M,
             band_begin: begin.map_or(-BAND_END, clamp_band),
             band_end: end.map_or(BAND_END, clamp_band),
             diagonal: clamp_diagonal(diagonal),

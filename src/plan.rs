@@ -305,7 +305,7 @@ pub(crate) struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     pub(crate) fn new(capabilities: &'a Capabilities) -> Self {
-        let tuning = Tuning::of(capabilities.class);
+        let tuning = Tuning::of(capabilities);
         Self { capabilities, tuning, steps: Vec::new(), regions: Vec::new() }
     }
 

@@ -120,7 +120,8 @@ impl Runner {
     /// [`Error::NoDevice`] when the adapter gives none.
     pub async fn on_adapter(adapter: wgpu::Adapter, options: RunnerOptions) -> Result<Self, Error> {
         let limits = adapter.limits();
-        let wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16;
+        let wanted =
+            wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("attention runner"),
             required_features: if options.default_limits {

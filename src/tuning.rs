@@ -1,6 +1,6 @@
 //! Tiles by device class: data, each row with its reason.
 
-use crate::device::DeviceClass;
+use crate::device::{Capabilities, DeviceClass};
 use crate::kernels::{Features, FlashLane, FlashTile, Kernel, Product};
 
 /// Which fused kernel, and its tile.
@@ -21,35 +21,86 @@ pub(crate) struct Tuning {
     pub(crate) flash: Flash,
     /// Invocations that share one row in the second stage, in merges and fills.
     pub(crate) row_threads: u32,
+    /// Subgroups are of at least 8, and shaders may use them.
+    pub(crate) subgroups: bool,
+}
+
+/// A class's row of the table.
+struct Row {
+    class: DeviceClass,
+    tuning: Tuning,
+    /// Families of kernels, and how many subgroups of one a core, as the class's compilers count it, has room for at
+    /// least: what their registers and workgroup memory leave. `ci/isa-record` reads it.
+    waves: &'static [(&'static str, u32)],
 }
 
 /// Rows and columns of the tile that every GPU but Apple's takes.
-const TILE: (u32, u32) = (32, 128);
+const TILE: (u32, u32) = (64, 128);
 const WIDE_TILE: Flash = Flash::Tile { block_q: TILE.0, v_columns: TILE.1 };
 
+/// What fits the 16 KiB of workgroup memory and the 256 invocations that every device has. Products: 128 x 64 with
+/// 8 x 4 an invocation, 128 multiply-adds for 12 reads of workgroup memory. The fused kernel: 64 rows with 4 x 4 an
+/// invocation; 8 x 4 would need 176 registers on NVIDIA and 250 on RDNA, half the subgroups, and spill on Apple's.
+const GENERAL: Tuning = Tuning {
+    product: Product::Tile { block_m: 128, block_n: 64, tile_m: 8 },
+    flash: WIDE_TILE,
+    row_threads: 64,
+    subgroups: false,
+};
+
+/// A class without a row takes the first. Classes whose compiler is not at hand have none of their own.
+const TABLE: &[Row] = &[
+    Row { class: DeviceClass::Hardware, tuning: GENERAL, waves: &[] },
+    // 128 registers at width 128: 16 subgroups of 48. What hides pairs takes up to 200.
+    Row {
+        class: DeviceClass::Nvidia,
+        tuning: GENERAL,
+        waves: &[("flash_tile", 8), ("scores", 32), ("values", 32), ("linear", 32)],
+    },
+    Row {
+        class: DeviceClass::AmdRdna,
+        tuning: GENERAL,
+        waves: &[("flash_tile", 6), ("scores", 12), ("values", 12), ("linear", 12)],
+    },
+    Row { class: DeviceClass::AmdGcn, tuning: GENERAL, waves: &[("flash_tile", 1)] },
+    // Its compiler keeps 128 columns of out in more registers than there are: 70 spills.
+    Row {
+        class: DeviceClass::Apple,
+        tuning: Tuning { flash: Flash::Tile { block_q: 64, v_columns: 64 }, ..GENERAL },
+        waves: &[("flash_tile", 12), ("scores", 24), ("values", 20), ("linear", 24)],
+    },
+    Row {
+        class: DeviceClass::Adreno,
+        tuning: GENERAL,
+        waves: &[("flash_tile", 4), ("scores", 6), ("values", 8), ("linear", 8)],
+    },
+    // A software GPU runs the lanes of a subgroup as one vector: a uniform address costs one load, a barrier costs a
+    // switch of coroutines, a gather costs a load a lane.
+    Row {
+        class: DeviceClass::Software,
+        tuning: Tuning {
+            product: Product::Lane { block_m: 16, block_n: 32 },
+            flash: Flash::Lane { block_q: 256, widest: 128 },
+            row_threads: 16,
+            subgroups: false,
+        },
+        waves: &[],
+    },
+];
+
+fn row(class: DeviceClass) -> &'static Row {
+    TABLE.iter().find(|row| row.class == class).unwrap_or(&TABLE[0])
+}
+
+/// How many subgroups of a kernel a core of the class has room for at least, as its compiler counts; `None` where
+/// nothing is said.
+pub(crate) fn least_waves(class: DeviceClass, kernel: &str) -> Option<u32> {
+    row(class).waves.iter().find(|(name, _)| *name == kernel).map(|(_, waves)| *waves)
+}
+
 impl Tuning {
-    pub(crate) fn of(class: DeviceClass) -> Self {
-        match class {
-            // 64 x 64 with 4 x 4 an invocation: 64 FMA for 8 reads of workgroup memory, 10 KiB, no spills on
-            // any compiler looked at. 32 rows in the fused kernel fit the 16 KiB that every device has.
-            DeviceClass::Hardware => Self {
-                product: Product::Tile { block_m: 64, block_n: 64, tile_m: 4 },
-                flash: WIDE_TILE,
-                row_threads: 64,
-            },
-            // As above, but the compiler keeps 128 columns of out in more registers than there are: 62 spills.
-            DeviceClass::Apple => Self {
-                flash: Flash::Tile { block_q: 32, v_columns: 64 },
-                ..Self::of(DeviceClass::Hardware)
-            },
-            // A software GPU runs the lanes of a subgroup as one vector: a uniform address costs one load, a
-            // barrier costs a switch of coroutines, a gather costs a load a lane.
-            DeviceClass::Software => Self {
-                product: Product::Lane { block_m: 16, block_n: 32 },
-                flash: Flash::Lane { block_q: 256, widest: 128 },
-                row_threads: 16,
-            },
-        }
+    pub(crate) fn of(capabilities: &Capabilities) -> Self {
+        Self { subgroups: capabilities.subgroups, ..row(capabilities.class).tuning }
     }
 
     /// The same for so many rows of a sequence: of whole rows, a workgroup owns fewer where there are few.
@@ -102,8 +153,8 @@ impl Tuning {
                 tile.flash_kernel(features, head_dim, v_head_dim, vec4)
             }
             Flash::Tile { block_q, v_columns } => {
-                let q_resident = head_dim <= 32;
-                FlashTile { features, head_dim, v_head_dim, block_q, v_columns, q_resident, vec4 }
+                let subgroups = self.subgroups;
+                FlashTile { features, head_dim, v_head_dim, block_q, v_columns, subgroups, vec4 }
                     .into()
             }
         }

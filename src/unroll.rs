@@ -1,10 +1,11 @@
-//! Writes loops of constant length out, where wgpu's run-time checks would keep a compiler from doing so.
+//! Writes loops of constant length out, where wgpu's run-time checks or their length would keep a compiler from doing so.
 
 /// Loops of at most this many rounds are written out: those over 128 columns, four at a time.
 const MOST: u32 = 32;
 
 /// The text with every loop `for (var i = 0u; i < N; i++) { .. }` written out, round by round, where N is a number or
-/// one of the `constants`. Bodies see `i` as a constant, so that what they index with it needs no check.
+/// one of the `constants`. Bodies see `i` as a constant, so that what they index with it needs no check. Lines stay where
+/// they are: all rounds but the first are put on one.
 pub(crate) fn unrolled(text: &str, constants: &[(&str, u32)]) -> String {
     let mut result = String::with_capacity(text.len() * 4);
     let mut rest = text;
@@ -14,8 +15,11 @@ pub(crate) fn unrolled(text: &str, constants: &[(&str, u32)]) -> String {
         match Loop::parse(from, constants) {
             Some(Loop { name, rounds, body, after }) => {
                 let body = unrolled(body, constants);
+                let code = body.lines().map(|line| line.split("//").next().unwrap_or_default());
+                let line = code.collect::<Vec<_>>().join(" ");
                 for i in 0..rounds {
-                    result.push_str(&format!("{{ const {name} = {i}u;{body}}}\n"));
+                    let body = if i == 0 { &body } else { &line };
+                    result.push_str(&format!("{{ const {name} = {i}u;{body}}}"));
                 }
                 rest = after;
             }
@@ -70,6 +74,14 @@ mod tests {
         assert_eq!(written.matches("f(i, r);").count(), 4, "{written}");
         assert_eq!(written.matches("const r = 1u;").count(), 2);
         assert!(!written.contains("for"));
+    }
+
+    #[test]
+    fn lines_stay_where_they_are() {
+        let text = "for (var i = 0u; i < 3u; i++) {\n    f(i); // once\n    g(i);\n}\nh();\n";
+        let written = unrolled(text, &[]);
+        assert_eq!(written.matches("g(i);").count(), 3, "{written}");
+        assert_eq!(written.lines().nth(4), Some("h();"), "{written}");
     }
 
     #[test]

@@ -10,8 +10,8 @@ use support::case::{Case, Tensors, rows, start};
 use support::catalogue::catalogue;
 use support::judge::{self, Answer};
 use support::real;
-use support::target::Target;
-use wgpu_attention::{DeviceClass, Inputs, Mask, Problem, Shape, reference};
+use support::target::{Target, runner};
+use wgpu_attention::{Algorithm, DeviceClass, Inputs, Mask, Problem, Shape, reference};
 
 /// Cases and their answers, which all targets share; an answer is made by the first that needs it.
 static CASES: LazyLock<Vec<(Case, OnceLock<Answer>)>> =
@@ -50,6 +50,39 @@ fn flash_kernels_with_hardware_tiles_agree_with_the_definition() {
 #[test]
 fn flash_kernels_with_software_tiles_agree_with_the_definition() {
     agrees_with_the_definition(Target::Flash(DeviceClass::Software));
+}
+
+/// Cases for which a class takes other kernels than a GPU of which nothing is known.
+#[test]
+fn tiles_of_every_class_agree_with_the_definition() {
+    let plan = |class, problem: &Problem, algorithm| {
+        let (_, _, attention) = runner(class).device().expect("a GPU");
+        attention.plan_with(problem, algorithm).ok()
+    };
+    let mut count = 0;
+    for class in DeviceClass::ALL {
+        if matches!(class, DeviceClass::Hardware | DeviceClass::Software) {
+            continue;
+        }
+        for (case, answer) in CASES.iter() {
+            for (target, algorithm) in [
+                (Target::Staged(class), Algorithm::Staged),
+                (Target::Flash(class), Algorithm::Flash),
+            ] {
+                let general = plan(DeviceClass::Hardware, &case.problem, algorithm);
+                if !target.gives(&case.problem) || plan(class, &case.problem, algorithm) == general
+                {
+                    continue;
+                }
+                let got = target.run(&case.to_string(), &case.problem, &case.tensors(0));
+                if let Err(wrong) = answer.get_or_init(|| Answer::of(case)).check(&got) {
+                    panic!("{target:?}: {wrong}");
+                }
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 0, "no class has a tile of its own");
 }
 
 #[test]

@@ -16,11 +16,16 @@ fn all() -> impl Iterator<Item = &'static (Kernel, naga::Module)> {
 }
 
 fn parse_all() -> Vec<(Kernel, naga::Module)> {
-    let kernels: Vec<_> = [DeviceClass::Hardware, DeviceClass::Apple, DeviceClass::Software]
+    let kernels: Vec<_> = DeviceClass::ALL
         .into_iter()
         .flat_map(|class| [false, true].map(|f16| (class, f16)))
-        .map(|(class, f16)| Capabilities::portable().with_class(class).with_f16(f16))
+        .map(|(class, f16)| {
+            // The two go together: what has both has each.
+            Capabilities::portable().with_class(class).with_f16(f16).with_subgroups(f16)
+        })
         .flat_map(|capabilities| kernels::all(&capabilities))
+        .collect::<std::collections::HashSet<_>>()
+        .into_iter()
         .collect();
     assert!(kernels.len() > 100, "{} variants", kernels.len());
     kernels.into_iter().map(|kernel| (kernel.clone(), parse(&kernel))).collect()
@@ -35,8 +40,11 @@ fn parse(kernel: &Kernel) -> naga::Module {
     Validator::new(
         ValidationFlags::all(),
         naga::valid::Capabilities::SHADER_FLOAT16
-            | naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32,
+            | naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32
+            | naga::valid::Capabilities::SUBGROUP,
     )
+    .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
+    .subgroup_operations(naga::valid::SubgroupOperationSet::all())
     .validate(&module)
     .unwrap_or_else(|error| panic!("{}: {}", kernel.label(), error.emit_to_string(&text)));
     module

@@ -1,56 +1,76 @@
 // o = softmax(score(Q K^T)) V in one pass over the keys, as hardware likes it: online softmax, register tiles.
 // One workgroup owns BLOCK_Q rows x V_COLUMNS output columns of one head and streams BLOCK_KV keys at a time.
-// Invocation (x, y) of 8 x BLOCK_Q/4 owns rows 4y..4y+3, the tile's keys 4x..4x+3, output columns 4x + 32n.
-// Q, K and V pass through workgroup memory in chunks of 32 columns; rows are padded against bank conflicts, and
-// key 4x + c lies at row x + 8c, so that neighbours read neighbouring rows.
-// Tiles that no row sees are skipped; only tiles that some row sees in part are masked ("edge"): `shown` has a bit
-// for each of an invocation's 16 pairs.
+// Invocation (x, y) of 8 x ROW_GROUPS owns rows y + ROW_GROUPS r, the tile's keys 4x..4x+3, columns 4x + 32n.
+// Q, K and V pass through workgroup memory in chunks of 32 columns, P through Q's place; rows are padded against bank
+// conflicts, and key 4x + c lies at row x + 8c, so that neighbours read neighbouring rows.
+// Tiles that no row sees are skipped. Those that every row sees whole have a loop of their own, written out, unless
+// HEAVY; those that some row sees in part are masked ("edge"), in loops that no compiler unrolls: `hidden` has a bit for
+// each of an invocation's pairs.
 // l is summed per invocation and over the row once, at the end.
-// Expects: HEAD_DIM, V_HEAD_DIM, V_COLUMNS, BLOCK_Q, Q_RESIDENT, PAIRS, HEAVY, Params, block_begin, block_end, place_of, pair_score,
-// pair_visible, tile_class, with_sink, load_q4, load_k4, load_v4, store_out4, store_lse.
+// Expects: HEAD_DIM, V_HEAD_DIM, V_COLUMNS, BLOCK_Q, TILE_M, PAIRS, HEAVY, ROLLED, Params, block_begin, block_end, place_of,
+// pair_score, pair_visible, tile_class, with_sink, load_q4, load_k4, load_v4, store_out4, store_lse, Lane, lane_of, share,
+// row_max, row_sum.
 // Provides: flash_tile_kernel.
 const BLOCK_KV: u32 = 32u;
-const PITCH: u32 = 9u;
-const THREADS: u32 = BLOCK_Q * 2u;
+const CHUNK4: u32 = 8u;
+const PITCH: u32 = CHUNK4 + 1u;
+const ROW_GROUPS: u32 = BLOCK_Q / TILE_M;
+const THREADS: u32 = ROW_GROUPS * 8u;
 const D_CHUNKS: u32 = (HEAD_DIM + 31u) / 32u;
 const V_CHUNKS: u32 = V_COLUMNS / 32u;
-const Q_CHUNKS: u32 = select(1u, D_CHUNKS, Q_RESIDENT);
-const_assert V_COLUMNS % 32u == 0u && BLOCK_Q % 4u == 0u;
+const Q_STEPS: u32 = BLOCK_Q / ROW_GROUPS;      // all threads stage ROW_GROUPS rows at once
+const KV_STEPS: u32 = BLOCK_KV / ROW_GROUPS;
+const_assert V_COLUMNS % 32u == 0u && BLOCK_Q % TILE_M == 0u && BLOCK_KV % ROW_GROUPS == 0u && TILE_M <= 8u;
 
-var<workgroup> q_tile: array<vec4<f32>, Q_CHUNKS * BLOCK_Q * PITCH>;
-var<workgroup> p_tile: array<vec4<f32>, BLOCK_Q * PITCH>;
+var<workgroup> qp_tile: array<vec4<f32>, BLOCK_Q * PITCH>;
 var<workgroup> kv_tile: array<vec4<f32>, BLOCK_KV * PITCH>;
-var<workgroup> row_part: array<f32, BLOCK_Q * 8u>;
 
-fn stage_q(lane: u32, first: u32, row_first: u32, chunk: u32) {
-    let to = select(0u, chunk * BLOCK_Q * PITCH, Q_RESIDENT);
-    for (var i = lane; i < BLOCK_Q * 8u; i += THREADS) {
-        let d = chunk * 32u + i % 8u * 4u;
-        let row = min(row_first + i / 8u, params.q_len - 1u);
-        var x = vec4<f32>();
-        if HEAD_DIM % 32u == 0u || d < HEAD_DIM { x = load_q4(first + row * params.q_row + d, HEAD_DIM - d); }
-        q_tile[to + i / 8u * PITCH + i % 8u] = x;
+// What an invocation works on: its tile, where its tensors start, and its place in the workgroup.
+struct Work {
+    batch: u32, head: u32, row_first: u32, row_last: u32, column: u32, q_first: u32, k_first: u32, v_first: u32,
+    x: u32, y: u32,
+}
+
+// Where loads take many registers, one row after the other, in a loop that no compiler unrolls.
+fn steps_of(steps: u32) -> u32 { return select(steps, steps * params.rows_each / TILE_M, ROLLED); }
+
+// Rows past the last one are read as a row that there is. Their place may overflow, and is then some place before.
+fn stage_q(w: Work, chunk: u32) {
+    let d = chunk * 32u + w.x * 4u;
+    let row = (w.row_first + w.y) * params.q_row;
+    let last = (params.q_len - 1u) * params.q_row;
+    for (var i = 0u; i < steps_of(Q_STEPS); i++) {
+        let at = w.q_first + min(row + i * ROW_GROUPS * params.q_row, last) + d;
+        var value = vec4<f32>();
+        if HEAD_DIM % 32u == 0u || d < HEAD_DIM { value = load_q4(at, HEAD_DIM - d); }
+        qp_tile[(w.y + i * ROW_GROUPS) * PITCH + w.x] = value;
     }
 }
 
-fn stage_k(lane: u32, first: u32, key_first: u32, chunk: u32) {
-    for (var i = lane; i < BLOCK_KV * 8u; i += THREADS) {
-        let d = chunk * 32u + i % 8u * 4u;
-        let key = i / 8u;
-        let row = min(key_first + key, params.kv_len - 1u);
-        var x = vec4<f32>();
-        if HEAD_DIM % 32u == 0u || d < HEAD_DIM { x = load_k4(first + row * params.k_row + d, HEAD_DIM - d); }
-        kv_tile[(key % 4u * 8u + key / 4u) * PITCH + i % 8u] = x;
+fn stage_k(w: Work, key_first: u32, edge: bool, chunk: u32) {
+    let d = chunk * 32u + w.x * 4u;
+    let row = (key_first + w.y) * params.k_row;
+    let last = (params.kv_len - 1u) * params.k_row;
+    for (var i = 0u; i < steps_of(KV_STEPS); i++) {
+        var at = row + i * ROW_GROUPS * params.k_row;
+        if edge { at = min(at, last); }
+        var value = vec4<f32>();
+        if HEAD_DIM % 32u == 0u || d < HEAD_DIM { value = load_k4(w.k_first + at + d, HEAD_DIM - d); }
+        let key = w.y + i * ROW_GROUPS;
+        kv_tile[(key % 4u * 8u + key / 4u) * PITCH + w.x] = value;
     }
 }
 
-fn stage_v(lane: u32, first: u32, key_first: u32, column: u32) {
-    for (var i = lane; i < BLOCK_KV * 8u; i += THREADS) {
-        let d = column + i % 8u * 4u;
-        let row = min(key_first + i / 8u, params.kv_len - 1u);
-        var x = vec4<f32>();
-        if V_HEAD_DIM % 32u == 0u || d < V_HEAD_DIM { x = load_v4(first + row * params.v_row + d, V_HEAD_DIM - d); }
-        kv_tile[i / 8u * PITCH + i % 8u] = x;
+fn stage_v(w: Work, key_first: u32, edge: bool, chunk: u32) {
+    let d = w.column + chunk * 32u + w.x * 4u;
+    let row = (key_first + w.y) * params.v_row;
+    let last = (params.kv_len - 1u) * params.v_row;
+    for (var i = 0u; i < steps_of(KV_STEPS); i++) {
+        var at = row + i * ROW_GROUPS * params.v_row;
+        if edge { at = min(at, last); }
+        var value = vec4<f32>();
+        if V_HEAD_DIM % 32u == 0u || d < V_HEAD_DIM { value = load_v4(w.v_first + at + d, V_HEAD_DIM - d); }
+        kv_tile[(w.y + i * ROW_GROUPS) * PITCH + w.x] = value;
     }
 }
 
@@ -67,6 +87,19 @@ fn guarded(p: f32, v: vec4<f32>, o: vec4<f32>) -> vec4<f32> {
     return select(o, fma(vec4<f32>(p), v, o), p != 0.0);
 }
 
+// Adds four columns of q and k to the products.
+fn multiply(w: Work, d: u32, s: ptr<function, array<vec4<f32>, TILE_M>>) {
+    let k0 = kv_tile[w.x * PITCH + d];
+    let k1 = kv_tile[(w.x + 8u) * PITCH + d];
+    let k2 = kv_tile[(w.x + 16u) * PITCH + d];
+    let k3 = kv_tile[(w.x + 24u) * PITCH + d];
+    for (var r = 0u; r < TILE_M; r++) {
+        let q4 = qp_tile[(w.y + r * ROW_GROUPS) * PITCH + d];
+        (*s)[r] = vec4<f32>(dot_onto(q4, k0, (*s)[r].x), dot_onto(q4, k1, (*s)[r].y),
+                            dot_onto(q4, k2, (*s)[r].z), dot_onto(q4, k3, (*s)[r].w));
+    }
+}
+
 // Which of four neighbouring keys the row sees.
 fn shown4(place: Place, batch: u32, head: u32, row: u32, key: u32) -> vec4<bool> {
     let keys = vec4<u32>(key) + vec4<u32>(0u, 1u, 2u, 3u);
@@ -78,163 +111,174 @@ fn shown4(place: Place, batch: u32, head: u32, row: u32, key: u32) -> vec4<bool>
                                 pair_visible(place, batch, head, row, key + 3u));
 }
 
+// The scores of four neighbouring keys, which of them the row sees, and the largest of those.
+struct Scores { s: vec4<f32>, hidden: u32, largest: f32 }
+
+fn scores_of(w: Work, row_at: u32, key: u32, edge: bool, products: vec4<f32>) -> Scores {
+    let row = min(w.row_first + row_at, w.row_last);
+    let place = place_of(params.batch_first + w.batch, params.q_first + row);
+    let s = vec4<f32>(pair_score(products.x, place, w.batch, w.head, row, key),
+                      pair_score(products.y, place, w.batch, w.head, row, key + 1u),
+                      pair_score(products.z, place, w.batch, w.head, row, key + 2u),
+                      pair_score(products.w, place, w.batch, w.head, row, key + 3u));
+    var seen4 = vec4<bool>(true);
+    if edge { seen4 = shown4(place, w.batch, w.head, row, key); }
+    let kept = select(vec4<f32>(LOWEST), s, seen4);
+    let hidden = dot(select(vec4<u32>(1u, 2u, 4u, 8u), vec4<u32>(), seen4), vec4<u32>(1u));
+    return Scores(s, hidden, max(max(kept.x, kept.y), max(kept.z, kept.w)));
+}
+
+// Whether every row sees every key of a tile.
+fn is_whole(w: Work, tile_q: u32, key_first: u32, whole_begin: u32, whole_end: u32) -> bool {
+    return key_first >= whole_begin && key_first + BLOCK_KV <= whole_end
+        && tile_class(w.batch, w.head, tile_q, key_first / BLOCK_KV) == 1u;
+}
+
+// Goes on by one tile of keys.
+fn tile(w: Work, key_first: u32, edge: bool, o: ptr<function, array<vec4<f32>, TILE_M * V_CHUNKS>>,
+        m: ptr<function, array<f32, TILE_M>>, l: ptr<function, array<f32, TILE_M>>) {
+    let chunk4 = params.rows_each * 2u;     // CHUNK4, but no compiler knows
+    var s: array<vec4<f32>, TILE_M>;
+    for (var chunk = 0u; chunk < D_CHUNKS; chunk++) {
+        workgroupBarrier();
+        stage_q(w, chunk);
+        stage_k(w, key_first, edge, chunk);
+        workgroupBarrier();
+        if edge || HEAVY {
+            for (var d = 0u; d < chunk4; d++) { multiply(w, d, &s); }
+        } else {
+            for (var d = 0u; d < CHUNK4; d++) { multiply(w, d, &s); }
+        }
+    }
+
+    let key = key_first + 4u * w.x;
+    var hidden = 0u;
+    var largest: array<f32, TILE_M>;
+    if HEAVY {
+        // One row after the other, in a loop that no compiler unrolls, and through the row's own place in
+        // workgroup memory: all at once would not fit the registers.
+        workgroupBarrier();
+        for (var r = 0u; r < TILE_M; r++) { qp_tile[(w.y + r * ROW_GROUPS) * PITCH + w.x] = s[r]; }
+        for (var r = 0u; r < params.rows_each; r++) {
+            let row = w.y + r * ROW_GROUPS;
+            let scores = scores_of(w, row, key, edge, qp_tile[row * PITCH + w.x]);
+            qp_tile[row * PITCH + w.x] = scores.s;
+            hidden |= scores.hidden << (4u * r);
+            share(row, w.x, scores.largest);
+        }
+        for (var r = 0u; r < TILE_M; r++) { s[r] = qp_tile[(w.y + r * ROW_GROUPS) * PITCH + w.x]; }
+    } else {
+        for (var r = 0u; r < TILE_M; r++) {
+            let row = w.y + r * ROW_GROUPS;
+            let scores = scores_of(w, row, key, edge, s[r]);
+            s[r] = scores.s;
+            hidden |= scores.hidden << (4u * r);
+            largest[r] = scores.largest;
+            share(row, w.x, scores.largest);
+        }
+    }
+    workgroupBarrier();
+    for (var r = 0u; r < TILE_M; r++) {
+        let row = w.y + r * ROW_GROUPS;
+        let larger = max((*m)[r], row_max(row, largest[r]));
+        let keep = exp((*m)[r] - larger);
+        (*m)[r] = larger;
+        var p = exp(s[r] - vec4<f32>(larger));
+        if edge {
+            let bits = vec4<u32>(hidden >> (4u * r)) & vec4<u32>(1u, 2u, 4u, 8u);
+            p = select(vec4<f32>(), p, bits == vec4<u32>());
+        }
+        qp_tile[row * PITCH + w.x] = p;
+        (*l)[r] = fma((*l)[r], keep, (p.x + p.y) + (p.z + p.w));
+        for (var n = 0u; n < V_CHUNKS; n++) { (*o)[n * TILE_M + r] *= keep; }
+    }
+
+    for (var n = 0u; n < V_CHUNKS; n++) {
+        if n > 0u { workgroupBarrier(); }
+        stage_v(w, key_first, edge, n);
+        workgroupBarrier();
+        if edge {
+            for (var k = 0u; k < chunk4; k++) {
+                let v0 = kv_tile[(4u * k) * PITCH + w.x];
+                let v1 = kv_tile[(4u * k + 1u) * PITCH + w.x];
+                let v2 = kv_tile[(4u * k + 2u) * PITCH + w.x];
+                let v3 = kv_tile[(4u * k + 3u) * PITCH + w.x];
+                for (var r = 0u; r < TILE_M; r++) {
+                    let p = qp_tile[(w.y + r * ROW_GROUPS) * PITCH + k];
+                    let at = n * TILE_M + r;
+                    (*o)[at] = guarded(p.w, v3, guarded(p.z, v2, guarded(p.y, v1, guarded(p.x, v0, (*o)[at]))));
+                }
+            }
+        } else {
+            for (var k = 0u; k < select(CHUNK4, chunk4, HEAVY); k++) {
+                let v0 = kv_tile[(4u * k) * PITCH + w.x];
+                let v1 = kv_tile[(4u * k + 1u) * PITCH + w.x];
+                let v2 = kv_tile[(4u * k + 2u) * PITCH + w.x];
+                let v3 = kv_tile[(4u * k + 3u) * PITCH + w.x];
+                for (var r = 0u; r < TILE_M; r++) {
+                    let p = qp_tile[(w.y + r * ROW_GROUPS) * PITCH + k];
+                    (*o)[n * TILE_M + r] = onto(p, v0, v1, v2, v3, (*o)[n * TILE_M + r]);
+                }
+            }
+        }
+    }
+}
+
 @compute @workgroup_size(THREADS)
-fn flash_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn flash_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: Lane) {
     let id = flat_id(group);
     if id >= params.workgroups { return; }
     const SLICES = (V_HEAD_DIM + V_COLUMNS - 1u) / V_COLUMNS;
-    let column = id % SLICES * V_COLUMNS;
-    let tile = id / SLICES % params.tiles;
     let head = id / SLICES / params.tiles % params.heads;
     let batch = id / SLICES / params.tiles / params.heads;
     let kv_head = kv_head_of(head);
-    let q_first = params.q_base + batch * params.q_batch + head * params.q_head;
-    let k_first = params.k_base + batch * params.k_batch + kv_head * params.k_head;
-    let v_first = params.v_base + batch * params.v_batch + kv_head * params.v_head;
-
-    let tile_q = params.tiles - 1u - tile;
-    let row_first = tile_q * BLOCK_Q;                       // the longest rows of a causal mask first
+    let tile_q = params.tiles - 1u - id / SLICES % params.tiles;    // the longest rows of a causal mask first
+    let row_first = tile_q * BLOCK_Q;
     let row_last = min(row_first + BLOCK_Q, params.q_len) - 1u;
-    let begin = block_begin(batch, row_first) / BLOCK_KV * BLOCK_KV;
+    let lane = lane_of(place_in_group);
+    let w = Work(batch, head, row_first, row_last, id % SLICES * V_COLUMNS,
+                 params.q_base + batch * params.q_batch + head * params.q_head,
+                 params.k_base + batch * params.k_batch + kv_head * params.k_head,
+                 params.v_base + batch * params.v_batch + kv_head * params.v_head, lane % 8u, lane / 8u);
     let end = block_end(batch, row_last);
-    let all_begin = block_begin(batch, row_last);           // every row sees the keys from here ...
-    let all_end = block_end(batch, row_first);              // ... to here
-    let x = lane % 8u;
-    let y = lane / 8u;
+    let whole_begin = block_begin(batch, row_last);                 // every row sees the keys from here ...
+    let whole_end = min(block_end(batch, row_first), end);          // ... to here
 
-    var o: array<vec4<f32>, 4u * V_CHUNKS>;
-    var m = array<f32, 4>(LOWEST, LOWEST, LOWEST, LOWEST);
-    var l: array<f32, 4>;
-    if Q_RESIDENT {
-        for (var chunk = 0u; chunk < D_CHUNKS; chunk++) { stage_q(lane, q_first, row_first, chunk); }
-    }
-    for (var key_first = begin; key_first < end; key_first += BLOCK_KV) {
-        let kind = tile_class(batch, head, tile_q, key_first / BLOCK_KV);
-        if kind == 0u { continue; }
-        var s: array<vec4<f32>, 4>;
-        for (var chunk = 0u; chunk < D_CHUNKS; chunk++) {
-            workgroupBarrier();
-            if !Q_RESIDENT { stage_q(lane, q_first, row_first, chunk); }
-            stage_k(lane, k_first, key_first, chunk);
-            workgroupBarrier();
-            let q_at = select(0u, chunk * BLOCK_Q * PITCH, Q_RESIDENT) + y * 4u * PITCH;
-            for (var d = 0u; d < 8u; d++) {
-                let k0 = kv_tile[x * PITCH + d];
-                let k1 = kv_tile[(x + 8u) * PITCH + d];
-                let k2 = kv_tile[(x + 16u) * PITCH + d];
-                let k3 = kv_tile[(x + 24u) * PITCH + d];
-                for (var r = 0u; r < 4u; r++) {
-                    let q4 = q_tile[q_at + r * PITCH + d];
-                    s[r] = vec4<f32>(dot_onto(q4, k0, s[r].x), dot_onto(q4, k1, s[r].y),
-                                     dot_onto(q4, k2, s[r].z), dot_onto(q4, k3, s[r].w));
-                }
-            }
+    var o: array<vec4<f32>, TILE_M * V_CHUNKS>;
+    var m: array<f32, TILE_M>;
+    var l: array<f32, TILE_M>;
+    for (var r = 0u; r < TILE_M; r++) { m[r] = LOWEST; }
+    var key_first = block_begin(batch, row_first) / BLOCK_KV * BLOCK_KV;
+    while key_first < end {
+        while !HEAVY && is_whole(w, tile_q, key_first, whole_begin, whole_end) {
+            tile(w, key_first, false, &o, &m, &l);
+            key_first += BLOCK_KV;
         }
-
-        let edge = kind == 2u || key_first < all_begin || key_first + BLOCK_KV > all_end;
-        let key = key_first + 4u * x;
-        var shown = 0xffffu;
-        if HEAVY {
-            // One row after the other, in a loop that no compiler unrolls, and through the row's own place in
-            // workgroup memory: all four at once would not fit the registers.
-            for (var r = 0u; r < 4u; r++) { p_tile[(y * 4u + r) * PITCH + x] = s[r]; }
-            for (var r = 0u; r < params.rows_each; r++) {
-                let row = min(row_first + 4u * y + r, row_last);
-                let place = place_of(params.batch_first + batch, params.q_first + row);
-                let at = (y * 4u + r) * PITCH + x;
-                let products = p_tile[at];
-                let t = vec4<f32>(pair_score(products.x, place, batch, head, row, key),
-                                  pair_score(products.y, place, batch, head, row, key + 1u),
-                                  pair_score(products.z, place, batch, head, row, key + 2u),
-                                  pair_score(products.w, place, batch, head, row, key + 3u));
-                p_tile[at] = t;
-                var seen4 = vec4<bool>(true);
-                if edge { seen4 = shown4(place, batch, head, row, key); }
-                let kept = select(vec4<f32>(LOWEST), t, seen4);
-                row_part[(y * 4u + r) * 8u + x] = max(max(kept.x, kept.y), max(kept.z, kept.w));
-                shown &= ~(dot(select(vec4<u32>(1u, 2u, 4u, 8u), vec4<u32>(), seen4), vec4<u32>(1u)) << (4u * r));
-            }
-            for (var r = 0u; r < 4u; r++) { s[r] = p_tile[(y * 4u + r) * PITCH + x]; }
-        } else {
-            for (var r = 0u; r < 4u; r++) {
-                let row = min(row_first + 4u * y + r, row_last);
-                let place = place_of(params.batch_first + batch, params.q_first + row);
-                s[r] = vec4<f32>(pair_score(s[r].x, place, batch, head, row, key),
-                                 pair_score(s[r].y, place, batch, head, row, key + 1u),
-                                 pair_score(s[r].z, place, batch, head, row, key + 2u),
-                                 pair_score(s[r].w, place, batch, head, row, key + 3u));
-                var seen4 = vec4<bool>(true);
-                if edge { seen4 = shown4(place, batch, head, row, key); }
-                let kept = select(vec4<f32>(LOWEST), s[r], seen4);
-                row_part[(y * 4u + r) * 8u + x] = max(max(kept.x, kept.y), max(kept.z, kept.w));
-                shown &= ~(dot(select(vec4<u32>(1u, 2u, 4u, 8u), vec4<u32>(), seen4), vec4<u32>(1u)) << (4u * r));
-            }
+        if key_first < end && tile_class(batch, head, tile_q, key_first / BLOCK_KV) != 0u {
+            let edge = !HEAVY || !is_whole(w, tile_q, key_first, whole_begin, whole_end);
+            tile(w, key_first, edge, &o, &m, &l);
         }
-        workgroupBarrier();
-        for (var r = 0u; r < 4u; r++) {
-            var larger = m[r];
-            for (var i = 0u; i < 8u; i++) { larger = max(larger, row_part[(y * 4u + r) * 8u + i]); }
-            let keep = exp(m[r] - larger);
-            m[r] = larger;
-            var p = exp(s[r] - vec4<f32>(larger));
-            if edge {
-                let bits = vec4<u32>(shown >> (4u * r)) & vec4<u32>(1u, 2u, 4u, 8u);
-                p = select(vec4<f32>(), p, bits != vec4<u32>());
-            }
-            p_tile[(y * 4u + r) * PITCH + x] = p;
-            l[r] = fma(l[r], keep, (p.x + p.y) + (p.z + p.w));
-            for (var n = 0u; n < V_CHUNKS; n++) { o[n * 4u + r] *= keep; }
-        }
-
-        for (var n = 0u; n < V_CHUNKS; n++) {
-            if n > 0u { workgroupBarrier(); }
-            stage_v(lane, v_first, key_first, column + n * 32u);
-            workgroupBarrier();
-            if edge {
-                for (var k = 0u; k < 8u; k++) {
-                    let v0 = kv_tile[(4u * k) * PITCH + x];
-                    let v1 = kv_tile[(4u * k + 1u) * PITCH + x];
-                    let v2 = kv_tile[(4u * k + 2u) * PITCH + x];
-                    let v3 = kv_tile[(4u * k + 3u) * PITCH + x];
-                    for (var r = 0u; r < 4u; r++) {
-                        let p = p_tile[(y * 4u + r) * PITCH + k];
-                        let at = n * 4u + r;
-                        o[at] = guarded(p.w, v3, guarded(p.z, v2, guarded(p.y, v1, guarded(p.x, v0, o[at]))));
-                    }
-                }
-            } else {
-                for (var k = 0u; k < 8u; k++) {
-                    let v0 = kv_tile[(4u * k) * PITCH + x];
-                    let v1 = kv_tile[(4u * k + 1u) * PITCH + x];
-                    let v2 = kv_tile[(4u * k + 2u) * PITCH + x];
-                    let v3 = kv_tile[(4u * k + 3u) * PITCH + x];
-                    for (var r = 0u; r < 4u; r++) {
-                        o[n * 4u + r] = onto(p_tile[(y * 4u + r) * PITCH + k], v0, v1, v2, v3, o[n * 4u + r]);
-                    }
-                }
-            }
-        }
+        key_first += BLOCK_KV;
     }
 
     workgroupBarrier();
-    for (var r = 0u; r < 4u; r++) { row_part[(y * 4u + r) * 8u + x] = l[r]; }
+    for (var r = 0u; r < TILE_M; r++) { share(w.y + r * ROW_GROUPS, w.x, l[r]); }
     workgroupBarrier();
     let out_first = params.out_base + batch * params.out_batch + head * params.out_head;
-    for (var r = 0u; r < 4u; r++) {
-        let row = row_first + 4u * y + r;
+    for (var r = 0u; r < TILE_M; r++) {
+        let row = row_first + w.y + r * ROW_GROUPS;
+        let sum = row_sum(w.y + r * ROW_GROUPS, l[r]);
         if row <= row_last {
-            var sum = 0.0;
-            for (var i = 0u; i < 8u; i++) { sum += row_part[(y * 4u + r) * 8u + i]; }
             let place = place_of(params.batch_first + batch, params.q_first + row);
             let total = with_sink(m[r], sum, head, place.real);
             let norm = select(0.0, exp(m[r] - total.x) / total.y, total.y > 0.0);
             for (var n = 0u; n < V_CHUNKS; n++) {
-                let d = column + n * 32u + 4u * x;
+                let d = w.column + n * 32u + 4u * w.x;
                 if d < V_HEAD_DIM {
-                    store_out4(out_first + row * params.out_row + d, V_HEAD_DIM - d, o[n * 4u + r] * norm);
+                    store_out4(out_first + row * params.out_row + d, V_HEAD_DIM - d, o[n * TILE_M + r] * norm);
                 }
             }
-            if x == 0u && column == 0u { store_lse(batch, head, row, total.x, total.y); }
+            if w.x == 0u && w.column == 0u { store_lse(batch, head, row, total.x, total.y); }
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::features::store_lse;
 use super::{AttentionParams, Binding, Element, Features, Kernel, Uses};
 use crate::shader::{Source, file};
+use crate::shape::DType;
 use crate::tuning::{Flash, Tuning};
 use crate::unroll::unrolled;
 
@@ -48,36 +49,53 @@ pub(crate) struct FlashTile<'a> {
     pub(crate) block_q: u32,
     /// Columns of out that a workgroup owns at most: more would not fit the registers.
     pub(crate) v_columns: u32,
-    pub(crate) q_resident: bool,
+    /// Invocations that share a row are joined by shuffles: subgroups are of at least 8.
+    pub(crate) subgroups: bool,
     pub(crate) vec4: bool,
 }
 
 impl FlashTile<'_> {
     /// Keys of a tile.
     pub(crate) const BLOCK_KV: u32 = 32;
+    /// Rows of an invocation.
+    pub(crate) const TILE_M: u32 = 4;
+    /// Elements of a row of a chunk in workgroup memory, padded.
+    const PITCH: u32 = 36;
 }
 
 impl From<FlashTile<'_>> for Kernel {
     fn from(c: FlashTile<'_>) -> Self {
-        let FlashTile { head_dim, v_head_dim, block_q, v_columns, q_resident, .. } = c;
+        let FlashTile { head_dim, v_head_dim, block_q, v_columns, .. } = c;
         let (source, bindings) = source(c.features, [head_dim, v_head_dim], block_q, c.vec4);
-        let q_chunks = if q_resident { head_dim.div_ceil(32) } else { 1 };
         let v_columns = v_head_dim.next_multiple_of(32).min(v_columns);
+        let heavy = c.features.is_heavy();
+        // Heavy rows come one by one, through workgroup memory.
+        let subgroups = c.subgroups && !heavy;
+        let (lanes, lane_bytes) = if subgroups {
+            (file!("lanes/subgroup.wgsl"), 0)
+        } else {
+            (file!("lanes/shared.wgsl"), block_q * 8 * 4)
+        };
         let mut kernel = file!("kernels/flash_tile.wgsl");
+        // The registers that out is in must not be indexed: no compiler unrolls loops around as much as these.
+        let mut constants = vec![("V_CHUNKS", v_columns / 32)];
         if source.is_checked() {
-            kernel.text = unrolled(&kernel.text, &[("V_CHUNKS", v_columns / 32)]).into();
+            constants.push(("TILE_M", FlashTile::TILE_M));
         }
+        kernel.text = unrolled(&kernel.text, &constants).into();
         Self {
             name: "flash_tile",
             source: source
+                .constant("TILE_M", FlashTile::TILE_M)
                 .constant("V_COLUMNS", v_columns)
-                .flag("Q_RESIDENT", q_resident)
-                .flag("HEAVY", c.features.is_heavy())
+                .flag("HEAVY", heavy)
+                .flag("ROLLED", heavy || !c.vec4)
+                .file(lanes)
                 .file(kernel),
             bindings,
             fields: AttentionParams::FIELDS,
-            workgroup_size: block_q * 2,
-            workgroup_bytes: ((q_chunks + 1) * block_q + 32) * 9 * 16 + block_q * 8 * 4,
+            workgroup_size: block_q / FlashTile::TILE_M * 8,
+            workgroup_bytes: (block_q + FlashTile::BLOCK_KV) * FlashTile::PITCH * 4 + lane_bytes,
         }
     }
 }
@@ -143,7 +161,7 @@ impl From<FlashLane<'_>> for Kernel {
     }
 }
 
-pub(super) fn variants(tuning: &Tuning, covering: &[Features]) -> Vec<Kernel> {
+pub(super) fn variants(tuning: &Tuning, covering: &[Features], native_f16: bool) -> Vec<Kernel> {
     let mut kernels = Vec::new();
     // What is asked for most, at every width; every pair of features, at widths by turns.
     let common =
@@ -153,6 +171,16 @@ pub(super) fn variants(tuning: &Tuning, covering: &[Features]) -> Vec<Kernel> {
             for vec4 in [true, false] {
                 kernels.push(tuning.flash_kernel(&features, head_dim, head_dim, vec4));
             }
+        }
+    }
+    let f16 = Element::of(DType::F16, native_f16);
+    for features in &common {
+        for head_dim in [64, 128] {
+            let half = Features { q: f16, kv: f16, out: f16, ..features.clone() };
+            kernels.push(tuning.flash_kernel(&half, head_dim, head_dim, true));
+            // What the same GPU takes on the web.
+            let web = Tuning { subgroups: false, ..*tuning };
+            kernels.push(web.flash_kernel(features, head_dim, head_dim, true));
         }
     }
     for (i, features) in covering.iter().enumerate() {

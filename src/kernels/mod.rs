@@ -151,6 +151,12 @@ impl Kernel {
         self.bindings.iter().any(|binding| binding.element.starts_with("vec"))
     }
 
+    /// How many of its subgroups a core of the class is to have room for, as the class's compiler counts them: what
+    /// its tile was chosen by. `None` where nothing is said.
+    pub fn least_waves(&self, class: crate::DeviceClass) -> Option<u32> {
+        crate::tuning::least_waves(class, self.name)
+    }
+
     /// Whether it needs the device's own f16.
     pub(crate) fn needs_f16(&self) -> bool {
         self.bindings.iter().any(|binding| binding.element.contains("f16"))
@@ -160,11 +166,11 @@ impl Kernel {
 /// Kernels that the planner can choose on a device, at some sizes that stand for all, in which every two features
 /// that go together do: what the tests without a GPU and `compile_all` go through.
 pub fn all(capabilities: &crate::Capabilities) -> Vec<Kernel> {
-    let tuning = crate::tuning::Tuning::of(capabilities.class);
+    let tuning = crate::tuning::Tuning::of(capabilities);
     let covering = Features::covering(capabilities.f16);
     let mut kernels: Vec<Kernel> = Vec::new();
     kernels.extend(staged::variants(&tuning, &covering));
-    kernels.extend(flash::variants(&tuning, &covering));
+    kernels.extend(flash::variants(&tuning, &covering, capabilities.f16));
     kernels.extend(linear::variants(&tuning));
     kernels.extend(merge::variants(&tuning, &covering));
     kernels.extend(tables::variants(&tuning, &covering));

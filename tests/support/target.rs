@@ -63,10 +63,10 @@ impl Target {
 /// # Panics
 /// If there is none: a test that needs a GPU fails without one, it is not skipped.
 pub(crate) fn runner(class: DeviceClass) -> &'static Runner {
-    static HARDWARE: OnceLock<Runner> = OnceLock::new();
-    static SOFTWARE: OnceLock<Runner> = OnceLock::new();
-    let cell = if class == DeviceClass::Hardware { &HARDWARE } else { &SOFTWARE };
-    cell.get_or_init(|| {
+    static RUNNERS: [OnceLock<Runner>; DeviceClass::ALL.len()] =
+        [const { OnceLock::new() }; DeviceClass::ALL.len()];
+    let at = DeviceClass::ALL.iter().position(|other| *other == class).expect("a class");
+    RUNNERS[at].get_or_init(|| {
         let runner = Runner::with_options(options(class)).expect("a GPU or a software GPU");
         // Shown with a failure: machines have drivers that nobody thinks of.
         let info = runner.adapter_info().expect("a GPU");
