@@ -38,6 +38,10 @@ impl Roofs {
             DeviceClass::Apple => Self::new(2.6e12, 68e9),
             // Eight cores of two 8-wide FMA units at 3 GHz, two channels of DDR4-3200.
             DeviceClass::Software => Self::new(768e9, 51.2e9),
+            // Radeon RX 7600: 21.75 TFLOP/s, GDDR6 of 288 GB/s.
+            DeviceClass::AmdRdna => Self::new(21.75e12, 288e9),
+            // Radeon RX Vega 56: 10.5 TFLOP/s, HBM2 of 410 GB/s.
+            DeviceClass::AmdGcn => Self::new(10.5e12, 410e9),
             // GeForce RTX 4060: 15.1 TFLOP/s, GDDR6 of 272 GB/s.
             _ => Self::new(15.1e12, 272e9),
         }
