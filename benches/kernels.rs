@@ -1,7 +1,8 @@
 //! How fast every kernel is, beside what the machine could do: verified, then timed, then one table.
 //!
 //! A filter is a regular expression on ids such as `gpt2/flash_tile`: `cargo bench --bench kernels -- gpt2`.
-//! On software adapters only the small problems and `bert` run unless a filter names another. Environment:
+//! On software adapters only the small problems and `bert` run unless a filter names another, and kernels on matrix
+//! units only if a filter names `f16` and the class is `hardware`. Environment:
 //!
 //! - `WGPU_ADAPTER_NAME`: the first adapter whose name contains this, not the default.
 //! - `WGPU_ATTENTION_CLASS`: `hardware` or `software`, tiles of this class, not the adapter's own.
@@ -21,11 +22,15 @@ use support::problems::{CASES, Case};
 use support::report::{Machine, Report, Roof, Row};
 use support::work::Work;
 use support::{gpu, product, verify};
-use wgpu_attention::{Algorithm, Plan, Runner};
+use wgpu_attention::{Algorithm, DType, Plan, Runner};
 
 fn main() {
     let runner = gpu::runner();
     let gpu = Gpu::of(&runner);
+    let names_f16 = std::env::args().skip(1).any(|filter| filter.contains("f16"));
+    let takes_matrices = names_f16 || gpu.as_ref().is_some_and(|gpu| !gpu.is_software());
+    let on_matrices = if takes_matrices { gpu::runner_on_matrices() } else { None };
+    let on_matrices = on_matrices.as_ref().and_then(Gpu::of);
     let mut criterion = Criterion::default()
         .plotting_backend(PlottingBackend::Plotters)
         .warm_up_time(Duration::from_millis(300))
@@ -45,8 +50,11 @@ fn main() {
         group.sampling_mode(SamplingMode::Flat);
         let mut bench = Bench { case, group, rows: &mut rows };
         if let Some(gpu) = &gpu {
-            bench.attention(gpu);
+            bench.attention(gpu, DType::F32);
             bench.layer(gpu);
+        }
+        if let Some(gpu) = &on_matrices {
+            bench.attention(gpu, DType::F16);
         }
         #[cfg(feature = "cpu")]
         bench.cpu();
@@ -78,14 +86,19 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     /// The staged kernels one by one and as a whole, and the fused one.
-    fn attention(&mut self, gpu: &Gpu<'_>) {
-        let problem = self.case.problem();
-        let tensors = LazyCell::new(|| Tensors::of(&problem));
+    fn attention(&mut self, gpu: &Gpu<'_>, dtype: DType) {
+        let problem = self.case.problem().dtype(dtype).out_dtype(DType::F32);
+        let half = dtype == DType::F16;
+        let named = |what: &str| if half { format!("f16_{what}") } else { what.to_owned() };
+        let tensors = LazyCell::new(|| match half {
+            true => Tensors::halves_of(&problem),
+            false => Tensors::of(&problem),
+        });
         for algorithm in [Algorithm::Staged, Algorithm::Flash] {
             let plan = gpu.attention.plan_with(&problem, algorithm).expect("a plan");
-            let id = kernels(&plan);
+            let id = named(&kernels(&plan));
             let bound = LazyCell::new(|| {
-                let bound = Bound::attention(gpu, &plan, &tensors);
+                let bound = Bound::attention(gpu, &plan, &tensors, dtype);
                 verify::attention(&self.case.id(&id), &problem, &tensors, &bound.run(gpu));
                 bound
             });
@@ -94,7 +107,8 @@ impl Bench<'_> {
                 for kernel in distinct(&plan) {
                     let work = Work::of_stage(kernel, &problem);
                     let run = |n| gpu.clock.times(&bound.passes(|name| name == kernel), n);
-                    rows.extend(time(&mut self.group, self.case, kernel, work, run));
+                    let id = named(kernel);
+                    rows.extend(time(&mut self.group, self.case, &id, work, run));
                 }
             }
             let work = Work::of(plan.cost());

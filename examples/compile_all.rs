@@ -1,9 +1,9 @@
 //! Compiles every kernel that the planner can choose on an adapter, and names each on standard error before.
 //!
-//! `cargo run --release --example compile_all [NAME]`: only kernels whose name contains NAME. Real compilers
+//! `cargo run --release --example compile_all [NAME,..]`: only kernels whose name contains one NAME. Real compilers
 //! can be set to report on what they make of each; after the name stands how many subgroups at least are to fit a core.
 
-use wgpu_attention::{Attention, kernels, wgpu};
+use wgpu_attention::{Attention, device_descriptor, kernels, wgpu, with_cooperative_matrices};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let wanted = std::env::args().nth(1).unwrap_or_default();
@@ -11,16 +11,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
     let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
     let adapter = adapters.first().ok_or("no adapter found")?;
-    let (device, _queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
-        required_limits: adapter.limits(),
-        required_features: adapter.features()
-            & (wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP),
-        ..Default::default()
-    }))?;
-    let attention = Attention::new(&device);
+    // SAFETY: nothing runs on the device.
+    #[allow(unsafe_code, reason = "cooperative matrices are experimental")]
+    let descriptor = unsafe { with_cooperative_matrices(device_descriptor(adapter), adapter) };
+    let (device, _queue) = pollster::block_on(adapter.request_device(&descriptor))?;
+    let attention = Attention::with_adapter(adapter, &device);
     let class = attention.capabilities().class;
     let kernels = kernels::all(attention.capabilities());
-    let chosen: Vec<_> = kernels.iter().filter(|kernel| kernel.label().contains(&wanted)).collect();
+    let chosen: Vec<_> = kernels
+        .iter()
+        .filter(|kernel| wanted.split(',').any(|name| kernel.label().contains(name)))
+        .collect();
     if chosen.is_empty() {
         return Err(format!("no kernel's name contains {wanted:?}").into());
     }

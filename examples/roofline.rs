@@ -82,7 +82,7 @@ fn attention(gpu: &Gpu<'_>, case: &Case) -> Result<Vec<Row>, Box<dyn Error>> {
     let mut rows = Vec::new();
     for (algorithm, name) in [(Algorithm::Flash, "fused"), (Algorithm::Staged, "staged, whole")] {
         let plan = gpu.attention.plan_with(&problem, algorithm)?;
-        let bound = Bound::attention(gpu, &plan, &tensors);
+        let bound = Bound::attention(gpu, &plan, &tensors, problem.dtype);
         verify::attention(&case.id(name), &problem, &tensors, &bound.run(gpu));
         rows.push(row(case, name, Work::of(plan.cost()), median(gpu, &bound, |_| true)));
         for stage in ["scores", "values"] {

@@ -5,6 +5,7 @@ use crate::dispatch::Dispatch;
 use crate::error::{BindError, PlanError};
 use crate::kernels::Kernel;
 use crate::layer::SelfAttention;
+use crate::matrices::Matrices;
 use crate::pipeline::{Checks, Pipelines, compile};
 use crate::plan::{Algorithm, Plan};
 use crate::problem::Problem;
@@ -36,6 +37,14 @@ impl Attention {
             #[cfg(feature = "tune")]
             tuned: Arc::default(),
         }
+    }
+
+    /// As [`new`](Self::new), and knows which matrices the adapter's shaders may use. Kernels on them are chosen after
+    /// [`self_test`](Self::self_test) only.
+    pub fn with_adapter(adapter: &wgpu::Adapter, device: &wgpu::Device) -> Self {
+        let attention = Self::new(device);
+        let matrices = Matrices::of(adapter, device);
+        Self { capabilities: attention.capabilities.with_matrices(matrices), ..attention }
     }
 
     /// Tiles of another class than the device's own: to measure or test one class's kernels on another.
@@ -93,6 +102,14 @@ impl Attention {
     #[must_use]
     pub fn with_pipeline_cache(self, cache: wgpu::PipelineCache) -> Self {
         Self { cache: Some(cache), ..self }
+    }
+
+    pub(crate) fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+
+    pub(crate) fn set_matrices(&mut self, matrices: Option<Matrices>) {
+        self.capabilities.matrices = matrices;
     }
 
     /// What plans rely on.

@@ -2,6 +2,7 @@
 
 use crate::error::PlanError;
 use crate::kernels::{Access, Kernel};
+use crate::matrices::{self, Matrices};
 
 /// What kind of machine executes the kernels: tiles are chosen by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,6 +80,8 @@ pub struct Capabilities {
     pub f16: bool,
     /// Shaders may use subgroups, and those are of at least 8.
     pub subgroups: bool,
+    /// Matrix units, where [`Attention::with_adapter`](crate::Attention::with_adapter) found that shaders may use them.
+    pub matrices: Option<Matrices>,
 }
 
 impl Capabilities {
@@ -89,7 +92,7 @@ impl Capabilities {
         let f16 = device.features().contains(wgpu::Features::SHADER_F16);
         let subgroups =
             device.features().contains(wgpu::Features::SUBGROUP) && info.subgroup_min_size >= 8;
-        Self { limits: device.limits(), class, f16, subgroups }
+        Self { limits: device.limits(), class, f16, subgroups, matrices: None }
     }
 
     /// What every WebGPU device offers.
@@ -99,6 +102,7 @@ impl Capabilities {
             class: DeviceClass::Hardware,
             f16: false,
             subgroups: false,
+            matrices: None,
         }
     }
 
@@ -120,6 +124,12 @@ impl Capabilities {
         Self { subgroups, ..self }
     }
 
+    /// The same, with or without matrix units.
+    #[must_use]
+    pub fn with_matrices(self, matrices: Option<Matrices>) -> Self {
+        Self { matrices, ..self }
+    }
+
     /// Bytes that one storage binding may take: the device's limit, below 2^31 so that no index overflows.
     pub(crate) fn binding_bytes(&self) -> u64 {
         let limits = &self.limits;
@@ -132,6 +142,11 @@ impl Capabilities {
         let limits = &self.limits;
         if kernel.needs_f16() && !self.f16 {
             return Err(PlanError::NotSupported { what: "f16 of the device's own" });
+        }
+        if kernel.needs_matrices() && self.matrices.is_none() {
+            return Err(PlanError::NotSupported {
+                what: "cooperative matrices of the device's own",
+            });
         }
         for (limit, required, available) in [
             (
@@ -165,5 +180,43 @@ impl Capabilities {
             }
         }
         Ok(())
+    }
+}
+
+/// A device with everything that makes attention fast on this adapter and nothing experimental: the adapter's own
+/// limits, and of the features f16, timestamps, subgroups and the pipeline cache those that it has.
+pub fn device_descriptor(adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> {
+    let useful = wgpu::Features::SHADER_F16
+        | wgpu::Features::TIMESTAMP_QUERY
+        | wgpu::Features::SUBGROUP
+        | wgpu::Features::PIPELINE_CACHE;
+    wgpu::DeviceDescriptor {
+        label: Some("attention"),
+        required_features: adapter.features() & useful,
+        required_limits: adapter.limits(),
+        ..Default::default()
+    }
+}
+
+/// The same device with cooperative matrices, where the adapter has them and what goes with them; else as it was.
+///
+/// On Vulkan, all shaders of such a device get the Vulkan memory model, the application's own too.
+///
+/// # Safety
+/// wgpu calls the feature experimental: it may have bugs that are undefined behaviour. See
+/// [`wgpu::ExperimentalFeatures::enabled`].
+#[allow(unsafe_code, reason = "passed on to the caller")]
+pub unsafe fn with_cooperative_matrices<'a>(
+    descriptor: wgpu::DeviceDescriptor<'a>,
+    adapter: &wgpu::Adapter,
+) -> wgpu::DeviceDescriptor<'a> {
+    if !adapter.features().contains(matrices::FEATURES) {
+        return descriptor;
+    }
+    wgpu::DeviceDescriptor {
+        required_features: descriptor.required_features | matrices::FEATURES,
+        // SAFETY: the caller vouches for it.
+        experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
+        ..descriptor
     }
 }

@@ -10,6 +10,7 @@ use crate::problem::{Lengths, Problem, Slopes};
 use crate::shape::{DType, Shape};
 use crate::tables::Tables;
 use crate::tensors::Operand;
+use crate::tuning::Tuning;
 use crate::work::{Across, ELEMENT, Pairs, Seen, Work, most_keys};
 use std::ops::Range;
 
@@ -97,6 +98,7 @@ pub(crate) struct AttentionPlanner<'a, 'p> {
     pub(crate) views: &'a Views,
     pub(crate) features: Features,
     pub(crate) tables: Tables,
+    pub(crate) tuning: Tuning,
     pub(crate) to: &'a mut Planner<'p>,
 }
 
@@ -104,7 +106,8 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
     pub(crate) fn new(to: &'a mut Planner<'p>, problem: &'a Problem, views: &'a Views) -> Self {
         let features = Features::of(problem, to.capabilities, excludes(problem));
         let shape = problem.tensor_shape();
-        Self { problem, shape, views, features, tables: Tables::default(), to }
+        let tuning = to.tuning.with_matrices(to.capabilities, problem, &features);
+        Self { problem, shape, views, features, tables: Tables::default(), tuning, to }
     }
 
     /// No key at all: zeros and -inf, or the sink.
@@ -116,7 +119,7 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
         let features = self.features.clone();
         let fill = Fill {
             features: &features,
-            threads: self.to.tuning.row_threads,
+            threads: self.tuning.row_threads,
             v_head_dim: shape.v_head_dim,
         };
         for block in chunk.blocks(&shape) {

@@ -4,6 +4,7 @@ use crate::error::ProblemError;
 use crate::function::{self, MaskFunction, ScoreFunction};
 use crate::layout::{Layout, Strides};
 use crate::mask::{Diagonal, Mask};
+use crate::matrices::MatrixInputs;
 use crate::pairs::{Bias, BooleanMask, MaskFormat, Pairs};
 use crate::shape::{DType, Shape};
 use std::sync::Arc;
@@ -103,6 +104,8 @@ pub struct Problem {
     pub block_mask: bool,
     /// Results of a sequence do not depend on the batch around it.
     pub batch_invariant: bool,
+    /// Which inputs may be rounded to f16 for matrix units.
+    pub matrix_inputs: MatrixInputs,
     /// Probability to drop a weight. Not supported yet.
     pub dropout: Option<f32>,
 }
@@ -135,6 +138,7 @@ impl Problem {
             mask_function: None,
             block_mask: false,
             batch_invariant: false,
+            matrix_inputs: MatrixInputs::AsStored,
             dropout: None,
         }
         .layout(Layout::Bhsd)
@@ -322,6 +326,12 @@ impl Problem {
     #[must_use]
     pub fn batch_invariant(self) -> Self {
         Self { batch_invariant: true, ..self }
+    }
+
+    /// Lets inputs of more types go to matrix units, rounded as said there.
+    #[must_use]
+    pub fn matrix_inputs(self, matrix_inputs: MatrixInputs) -> Self {
+        Self { matrix_inputs, ..self }
     }
 
     /// Drops weights with probability `p`. Not supported yet.

@@ -2,7 +2,7 @@
 
 use crate::attention::Attention;
 use crate::chunks::Progress;
-use crate::device::DeviceClass;
+use crate::device::{DeviceClass, device_descriptor, with_cooperative_matrices};
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::host::{LayerInputs, Outputs, Transfer};
@@ -34,6 +34,19 @@ pub struct RunnerOptions {
     pub checks: Checks,
     /// Tiles of this class, not of the adapter's own.
     pub class: Option<DeviceClass>,
+    matrices: bool,
+}
+
+impl RunnerOptions {
+    /// Ask for cooperative matrices too, test the kernels on them, and take those that agree with the plain ones.
+    ///
+    /// # Safety
+    /// As of [`with_cooperative_matrices`](crate::with_cooperative_matrices).
+    #[must_use]
+    #[allow(unsafe_code, reason = "passed on to the caller")]
+    pub unsafe fn with_cooperative_matrices(self) -> Self {
+        Self { matrices: true, ..self }
+    }
 }
 
 /// Attention on tensors in host memory, on a GPU or, where there is none, on the CPU.
@@ -120,14 +133,13 @@ impl Runner {
     /// [`Error::NoDevice`] when the adapter gives none.
     pub async fn on_adapter(adapter: wgpu::Adapter, options: RunnerOptions) -> Result<Self, Error> {
         let limits = adapter.limits();
-        let wanted =
-            wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP;
-        let descriptor = wgpu::DeviceDescriptor {
+        let all = device_descriptor(&adapter);
+        let mut descriptor = wgpu::DeviceDescriptor {
             label: Some("attention runner"),
             required_features: if options.default_limits {
                 wgpu::Features::empty()
             } else {
-                adapter.features() & wanted
+                all.required_features
             },
             required_limits: match &options.limits {
                 Some(asked) => asked.clone().or_worse_values_from(&limits),
@@ -136,8 +148,15 @@ impl Runner {
                 }
                 None => limits,
             },
-            ..Default::default()
+            ..all
         };
+        if options.matrices {
+            // SAFETY: who made the options vouched for it.
+            #[allow(unsafe_code, reason = "cooperative matrices are experimental")]
+            unsafe {
+                descriptor = with_cooperative_matrices(descriptor, &adapter);
+            }
+        }
         let (device, queue) = (adapter.request_device(&descriptor).await)
             .map_err(|error| Error::NoDevice(error.to_string()))?;
         let lost = Arc::new(OnceLock::new());
@@ -146,9 +165,13 @@ impl Runner {
             // Only the first loss counts.
             let _ = note.set(format!("{reason:?}: {message}"));
         });
-        let mut attention = Attention::new(&device).with_checks(options.checks);
+        let mut attention = Attention::with_adapter(&adapter, &device).with_checks(options.checks);
         if let Some(class) = options.class {
             attention = attention.with_class(class);
+        }
+        if options.matrices {
+            let record = attention.self_test_async(&queue).await?;
+            log::info!("matrix kernels that agree with the plain ones: {:?}", record.agreeing());
         }
         let info = adapter.get_info();
         log::info!("attention runs on {} ({}, {})", info.name, info.backend, info.driver_info);

@@ -55,6 +55,12 @@ impl Source {
         self
     }
 
+    /// `const name: f32 = value;`
+    pub(crate) fn real(mut self, name: &str, value: &str) -> Self {
+        let _ = writeln!(self.prelude, "const {name}: f32 = {value};");
+        self
+    }
+
     /// `alias name = ty;`; `f16` is enabled where it is used.
     pub(crate) fn alias(mut self, name: &str, ty: &str) -> Self {
         let _ = writeln!(self.prelude, "alias {name} = {ty};");
@@ -67,6 +73,19 @@ impl Source {
             self.enables.push_str("enable f16;\n");
         }
         self
+    }
+
+    /// Enables cooperative matrices and f16. What a subgroup does is uniform over it, not over the workgroup: the
+    /// analysis that could not know is turned off.
+    pub(crate) fn with_matrices(self) -> Self {
+        let enables = "enable f16;\nenable wgpu_cooperative_matrix;\n\
+                       diagnostic(off, derivative_uniformity);\n";
+        Self { enables: enables.to_owned(), ..self }
+    }
+
+    /// Whether cooperative matrices are enabled.
+    pub(crate) fn uses_matrices(&self) -> bool {
+        self.enables.contains("wgpu_cooperative_matrix")
     }
 
     /// Appends a caller's file.

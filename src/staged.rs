@@ -27,7 +27,7 @@ impl AttentionPlanner<'_, '_> {
         let Views { q, k, v, out } = *self.views;
         let pitch = u64::from(shape.kv_len.next_multiple_of(4));
         let limit = self.to.limit();
-        let tuning = self.to.tuning;
+        let tuning = self.tuning;
         let (block_m, block_n) = tuning.product.block();
         // Of one pair, in each of the three kernels.
         let score = 2 * u64::from(shape.head_dim) + ELEMENT;
@@ -116,7 +116,7 @@ impl AttentionPlanner<'_, '_> {
             let softmax = Softmax {
                 features: &features,
                 threads: tuning.row_threads,
-                block_m,
+                product: tuning.product,
                 whole_rows: problem.weights,
             };
             let all_keys = 0..shape.kv_len;

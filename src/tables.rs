@@ -205,7 +205,7 @@ impl AttentionPlanner<'_, '_> {
         let [batch, heads, rows] = block.counts();
         let [by_batch, by_head] = self.class_axes();
         let (block_q, block_kv) =
-            self.to.tuning.class_tile(self.shape.head_dim, self.shape.v_head_dim);
+            self.tuning.class_tile(self.shape.head_dim, self.shape.v_head_dim);
         [
             if by_batch { batch.into() } else { 1 },
             if by_head { heads.into() } else { 1 },
@@ -248,7 +248,7 @@ impl AttentionPlanner<'_, '_> {
         first: u64,
     ) -> Result<(), PlanError> {
         let (block_q, block_kv) =
-            self.to.tuning.class_tile(self.shape.head_dim, self.shape.v_head_dim);
+            self.tuning.class_tile(self.shape.head_dim, self.shape.v_head_dim);
         let extents = self.class_extents(block, keys);
         let total: u64 = extents.into_iter().product();
         let Views { out, .. } = *self.views;
@@ -279,7 +279,9 @@ impl Planner<'_> {
     pub(crate) fn block_mask(&mut self, problem: &Problem) -> Result<(), PlanError> {
         crate::Algorithm::Auto.check(problem)?;
         let views = Views::of(problem);
-        let mut task = AttentionPlanner::new(self, problem, &views);
+        // A block mask is of the tiles that a problem with one gets, whatever it would get without.
+        let with_mask = problem.clone().with_block_mask();
+        let mut task = AttentionPlanner::new(self, &with_mask, &views);
         let shape = task.shape;
         if !task.features.hides_pairs() {
             return Err(crate::ProblemError::NothingHidden.into());

@@ -1,7 +1,7 @@
 //! Tiles by device class: data, each row with its reason.
 
 use crate::device::{Capabilities, DeviceClass};
-use crate::kernels::{Features, FlashLane, FlashTile, Kernel, Product};
+use crate::kernels::{Features, FlashCoop, FlashLane, FlashTile, Fragments, Kernel, Product};
 
 /// Which fused kernel, and its tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,6 +10,8 @@ pub(crate) enum Flash {
     Tile { block_q: u32, v_columns: u32 },
     /// Whole rows, `block_q` a workgroup, for heads up to `widest`; wider ones take a tile.
     Lane { block_q: u32, widest: u32 },
+    /// Matrix units, where the planner found that they may be used.
+    Coop(Fragments),
 }
 
 /// What the planner takes for one device class.
@@ -121,6 +123,7 @@ impl Tuning {
             }
             Flash::Lane { .. } => TILE,
             Flash::Tile { block_q, v_columns } => (block_q, v_columns),
+            Flash::Coop(fragments) => return (fragments.rows(), 1),
         };
         (block_q, v_head_dim.div_ceil(v_columns).into())
     }
@@ -132,6 +135,7 @@ impl Tuning {
             Flash::Lane { widest, .. } if head_dim.max(v_head_dim) <= widest => {
                 FlashLane::CLASS_TILE
             }
+            Flash::Coop(_) => (block_q, Fragments::BLOCK_KV),
             _ => (block_q, FlashTile::BLOCK_KV),
         }
     }
@@ -147,6 +151,9 @@ impl Tuning {
         match self.flash {
             Flash::Lane { block_q, widest } if head_dim.max(v_head_dim) <= widest => {
                 FlashLane { features, head_dim, v_head_dim, block_q, vec4 }.into()
+            }
+            Flash::Coop(fragments) => {
+                FlashCoop { features, head_dim, v_head_dim, fragments, vec4 }.into()
             }
             Flash::Lane { .. } => {
                 let tile = Self { flash: WIDE_TILE, ..*self };

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use naga::valid::{ValidationFlags, Validator};
 use naga::{AddressSpace, StorageAccess, TypeInner};
 use wgpu_attention::kernels::{self, Access, Kernel};
-use wgpu_attention::{Capabilities, DeviceClass};
+use wgpu_attention::{Capabilities, DeviceClass, Matrices};
 
 /// Parsed once for all tests.
 static ALL: LazyLock<Vec<(Kernel, naga::Module)>> = LazyLock::new(parse_all);
@@ -23,6 +23,7 @@ fn parse_all() -> Vec<(Kernel, naga::Module)> {
             // The two go together: what has both has each.
             Capabilities::portable().with_class(class).with_f16(f16).with_subgroups(f16)
         })
+        .chain(with_matrices())
         .flat_map(|capabilities| kernels::all(&capabilities))
         .collect::<std::collections::HashSet<_>>()
         .into_iter()
@@ -31,22 +32,36 @@ fn parse_all() -> Vec<(Kernel, naga::Module)> {
     kernels.into_iter().map(|kernel| (kernel.clone(), parse(&kernel))).collect()
 }
 
+/// Devices with matrices, each with its size and its subgroups.
+fn with_matrices() -> impl Iterator<Item = Capabilities> {
+    [
+        (DeviceClass::Hardware, 16, 32),
+        (DeviceClass::Hardware, 16, 64),
+        (DeviceClass::Apple, 8, 32),
+        (DeviceClass::Software, 8, 8),
+    ]
+    .into_iter()
+    .map(|(class, size, subgroup_size)| {
+        let matrices = Some(Matrices::new(size, subgroup_size));
+        Capabilities::portable().with_class(class).with_f16(true).with_matrices(matrices)
+    })
+}
+
 fn parse(kernel: &Kernel) -> naga::Module {
     let text = kernel.wgsl();
     let module = naga::front::wgsl::parse_str(&text).unwrap_or_else(|error| {
         let at = error.location(&text).map(|at| kernel.locate(at.line_number as usize));
         panic!("{} at {at:?}: {}", kernel.label(), error.emit_to_string(&text))
     });
-    Validator::new(
-        ValidationFlags::all(),
-        naga::valid::Capabilities::SHADER_FLOAT16
-            | naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32
-            | naga::valid::Capabilities::SUBGROUP,
-    )
-    .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
-    .subgroup_operations(naga::valid::SubgroupOperationSet::all())
-    .validate(&module)
-    .unwrap_or_else(|error| panic!("{}: {}", kernel.label(), error.emit_to_string(&text)));
+    let mut capabilities = naga::valid::Capabilities::SHADER_FLOAT16
+        | naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32
+        | naga::valid::Capabilities::SUBGROUP;
+    capabilities.set(naga::valid::Capabilities::COOPERATIVE_MATRIX, kernel.needs_matrices());
+    Validator::new(ValidationFlags::all(), capabilities)
+        .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
+        .subgroup_operations(naga::valid::SubgroupOperationSet::all())
+        .validate(&module)
+        .unwrap_or_else(|error| panic!("{}: {}", kernel.label(), error.emit_to_string(&text)));
     module
 }
 
@@ -148,7 +163,13 @@ fn workgroups_are_as_large_as_the_planner_says() {
 fn every_portable_device_has_room_for_every_kernel() {
     let limits = wgpu::Limits::default();
     for (kernel, _) in all() {
-        assert!(kernel.workgroup_bytes <= limits.max_compute_workgroup_storage_size, "{kernel:?}");
+        // What has matrices has 32 KiB.
+        let most = if kernel.needs_matrices() {
+            32 << 10
+        } else {
+            limits.max_compute_workgroup_storage_size
+        };
+        assert!(kernel.workgroup_bytes <= most, "{kernel:?}");
         assert!(
             kernel.workgroup_size <= limits.max_compute_invocations_per_workgroup,
             "{kernel:?}"
@@ -190,4 +211,14 @@ fn every_wgsl_file_says_what_it_is() {
         }
     }
     assert!(count > 15, "{count} files");
+}
+
+#[test]
+fn matrix_kernels_are_those_of_every_size() {
+    for size in ["coop_mat8x8", "coop_mat16x16"] {
+        for name in ["scores", "values", "flash_coop"] {
+            let is_one = |kernel: &Kernel| kernel.name == name && kernel.wgsl().contains(size);
+            assert!(all().any(|(kernel, _)| is_one(kernel)), "{name} with {size}");
+        }
+    }
 }

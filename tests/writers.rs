@@ -15,8 +15,8 @@ use std::fmt::{Debug, Write as _};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use wgpu_attention::DeviceClass;
 use wgpu_attention::kernels::{self, Access, Kernel};
+use wgpu_attention::{DeviceClass, Matrices};
 
 /// What wgpu 30 derives naga's options from.
 #[derive(Clone, Copy)]
@@ -76,7 +76,16 @@ fn all() -> Vec<Kernel> {
             let portable = wgpu_attention::Capabilities::portable().with_class(class);
             portable.with_f16(f16).with_subgroups(f16)
         })
-        .flat_map(|capabilities| kernels::all(&capabilities))
+        .flat_map(|capabilities| {
+            // 16 as NVIDIA's and AMD's GPUs have it, 8 as Apple's and software have it.
+            let (size, subgroup_size) = match capabilities.class {
+                DeviceClass::Hardware => (16, 32),
+                DeviceClass::Apple => (8, 32),
+                _ => (8, 8),
+            };
+            let matrices = capabilities.f16.then(|| Matrices::new(size, subgroup_size));
+            kernels::all(&capabilities.with_matrices(matrices))
+        })
         .filter(|kernel| seen.insert(kernel.wgsl()))
         .collect()
 }
@@ -95,6 +104,10 @@ impl<'a> Parsed<'a> {
         let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
         capabilities.set(Capabilities::SHADER_FLOAT16, has_f16(&text));
         capabilities.set(Capabilities::SUBGROUP, has_subgroups(&text));
+        let of_matrices = Capabilities::COOPERATIVE_MATRIX | Capabilities::SUBGROUP;
+        if kernel.needs_matrices() {
+            capabilities |= of_matrices;
+        }
         let info = Validator::new(ValidationFlags::all(), capabilities)
             .subgroup_stages(ShaderStages::COMPUTE)
             .subgroup_operations(SubgroupOperationSet::all())
@@ -157,6 +170,12 @@ impl<'a> Parsed<'a> {
                 spv::Capability::GroupNonUniformShuffleRelative,
                 spv::Capability::GroupNonUniformQuad,
             ]);
+        }
+        let matrices = self.kernel.needs_matrices();
+        if matrices {
+            capabilities.push(spv::Capability::GroupNonUniform);
+            capabilities.push(spv::Capability::CooperativeMatrixKHR);
+            capabilities.push(spv::Capability::VulkanMemoryModel);
         }
         let (restrict, unchecked) = (BoundsCheckPolicy::Restrict, BoundsCheckPolicy::Unchecked);
         let options = spv::Options {
@@ -353,13 +372,21 @@ fn write(number: usize, kernel: &Kernel, root: Option<&Path>) -> usize {
     };
     for device in DEVICES {
         let name = device.name;
-        // Subgroups came with Vulkan 1.1.
-        if device.spirv >= (1, 3) || !has_subgroups(&parsed.text) {
+        // Subgroups came with Vulkan 1.1, and what distributions have of spirv-val does not know cooperative matrices:
+        // they get a folder of their own.
+        let matrices = kernel.needs_matrices();
+        if device.spirv >= (1, 3) || !(matrices || has_subgroups(&parsed.text)) {
             let words = parsed.spirv(device);
             let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-            keep(&format!("spirv/{name}"), "spv", &bytes);
+            let folder = if matrices { "spirv_with_matrices" } else { "spirv" };
+            keep(&format!("{folder}/{name}"), "spv", &bytes);
         }
         keep(&format!("msl/{name}"), "metal", parsed.msl(device).as_bytes());
+    }
+    // HLSL and GLSL have no cooperative matrices, naga's writers refuse them, and wgpu offers them on no such device: the
+    // planner then has no such kernel.
+    if kernel.needs_matrices() {
+        return count;
     }
     // Here a device's age decides nothing.
     for device in DEVICES.into_iter().filter(|device| device.name.starts_with("new")) {

@@ -25,6 +25,15 @@ impl Tensors {
         }
     }
 
+    /// The same, rounded to f16.
+    pub(crate) fn halves_of(problem: &Problem) -> Self {
+        let Self { q, k, v } = Self::of(problem);
+        let rounded = |data: Vec<f32>| -> Vec<f32> {
+            data.into_iter().map(|x| half::f16::from_f32(x).to_f32()).collect()
+        };
+        Self { q: rounded(q), k: rounded(k), v: rounded(v) }
+    }
+
     #[cfg(feature = "cpu")]
     pub(crate) fn inputs(&self) -> Inputs<'_> {
         Inputs::new(&self.q, &self.k, &self.v)

@@ -6,18 +6,37 @@ use super::copy::Copy;
 use super::data::{LayerTensors, Tensors};
 use std::time::Duration;
 use wgpu::util::DeviceExt as _;
-use wgpu_attention::{Attention, Dispatch, Download, Plan, Runner, RunnerOptions, wgpu};
+use wgpu_attention::{
+    Attention, DType, Dispatch, Download, MatrixKernel, Plan, Runner, RunnerOptions, wgpu,
+};
 
 /// Of the adapter that `WGPU_ADAPTER_NAME` names, with tiles of `WGPU_ATTENTION_CLASS`; a software GPU will do.
 ///
 /// # Panics
 /// If the adapter gives no device.
 pub(crate) fn runner() -> Runner {
+    Runner::with_options(options()).expect("a device")
+}
+
+fn options() -> RunnerOptions {
     let mut options = RunnerOptions::default();
     options.software = true;
     options.adapter = std::env::var("WGPU_ADAPTER_NAME").ok();
     options.class = class::from_env();
-    Runner::with_options(options).expect("a device")
+    options
+}
+
+/// The same with cooperative matrices, where the adapter has them and kernels on them agree with the plain ones.
+///
+/// # Panics
+/// As [`runner`].
+pub(crate) fn runner_on_matrices() -> Option<Runner> {
+    // SAFETY: shaders of this crate and its benches.
+    #[allow(unsafe_code, reason = "cooperative matrices are experimental")]
+    let options = unsafe { options().with_cooperative_matrices() };
+    let runner = Runner::with_options(options).expect("a device");
+    let matrices = runner.device()?.2.capabilities().matrices?;
+    matrices.unlocked.contains(MatrixKernel::Fused).then_some(runner)
 }
 
 /// A device to measure on.
@@ -61,21 +80,22 @@ impl<'a> Gpu<'a> {
         Some(copy.bytes() / time.as_secs_f64())
     }
 
-    fn upload(&self, label: &str, data: &[f32], more: wgpu::BufferUsages) -> wgpu::Buffer {
+    fn upload(&self, label: &str, data: &[u8], more: wgpu::BufferUsages) -> wgpu::Buffer {
         self.device.create_buffer_init(&wgpu::util::BufferInitDescriptor {
             label: Some(label),
-            contents: bytemuck::cast_slice(data),
+            contents: data,
             usage: wgpu::BufferUsages::STORAGE | more,
         })
     }
 
     fn input(&self, label: &str, data: &[f32]) -> wgpu::Buffer {
-        self.upload(label, data, wgpu::BufferUsages::empty())
+        self.upload(label, bytemuck::cast_slice(data), wgpu::BufferUsages::empty())
     }
 
     /// NaN until it is written.
     fn output(&self, elements: usize) -> wgpu::Buffer {
-        self.upload("out", &vec![f32::NAN; elements], wgpu::BufferUsages::COPY_SRC)
+        let poison = vec![f32::NAN; elements];
+        self.upload("out", bytemuck::cast_slice(&poison), wgpu::BufferUsages::COPY_SRC)
     }
 }
 
@@ -86,9 +106,22 @@ pub(crate) struct Bound {
 }
 
 impl Bound {
-    pub(crate) fn attention(gpu: &Gpu<'_>, plan: &Plan, tensors: &Tensors) -> Self {
-        let [q, k, v] = [("q", &tensors.q), ("k", &tensors.k), ("v", &tensors.v)]
-            .map(|(label, data)| gpu.input(label, data));
+    /// q, k and v are stored as `dtype`, f32 or f16.
+    pub(crate) fn attention(gpu: &Gpu<'_>, plan: &Plan, tensors: &Tensors, dtype: DType) -> Self {
+        let [q, k, v] =
+            [("q", &tensors.q), ("k", &tensors.k), ("v", &tensors.v)].map(|(label, data)| {
+                match dtype {
+                    DType::F16 => {
+                        let halves: Vec<_> = data.iter().map(|&x| half::f16::from_f32(x)).collect();
+                        gpu.upload(
+                            label,
+                            bytemuck::cast_slice(&halves),
+                            wgpu::BufferUsages::empty(),
+                        )
+                    }
+                    _ => gpu.input(label, data),
+                }
+            });
         // Values are as wide as queries in every named problem.
         let out = gpu.output(tensors.q.len());
         let all = [&q, &k, &v, &out].map(|buffer| buffer.slice(..));

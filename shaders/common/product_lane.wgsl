@@ -5,11 +5,16 @@
 // such a pair adds nothing even if b is NaN.
 // Expects: BLOCK_M, BLOCK_N, GUARD; fetch_a4(m, k), fetch_b4(n, k): 4 k from one row, 0 past the end;
 // emit(m, n, c).
-// Provides: THREADS, CHUNK, product.
+// Provides: THREADS, CHUNK, Invocation, product.
 const CHUNK: u32 = 16u;
 const CHUNK4: u32 = CHUNK / 4u;
 const THREADS: u32 = BLOCK_N / 2u;
 const_assert BLOCK_N % 2u == 0u;
+
+struct Invocation {
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+}
 
 fn dot_onto(a: vec4<f32>, b: vec4<f32>, c: f32) -> f32 {
     return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, c))));
@@ -19,9 +24,9 @@ fn guarded_onto(a: vec4<f32>, b: vec4<f32>, c: f32) -> f32 {
     return dot_onto(a, select(b, vec4<f32>(), a == vec4<f32>()), c);
 }
 
-fn product(lane: u32, m_first: u32, n_first: u32, m_len: u32, n_len: u32,
+fn product(invocation: Invocation, m_first: u32, n_first: u32, m_len: u32, n_len: u32,
            k_begin: u32, k_end: u32, plain_begin: u32, plain_end: u32) {
-    let n0 = n_first + lane;
+    let n0 = n_first + invocation.lane;
     let n1 = n0 + THREADS;
     var c0: array<f32, BLOCK_M>;
     var c1: array<f32, BLOCK_M>;

@@ -5,7 +5,7 @@
 // B_ALONG_N: b is contiguous along n, so that neighbouring invocations fetch neighbouring n.
 // Expects: BLOCK_M, BLOCK_N, TILE_M, GUARD, B_ALONG_N; fetch_a4(m, k), fetch_b4(n, k): 4 k from one row, 0 past the end;
 // emit(m, n, c).
-// Provides: THREADS, CHUNK, product.
+// Provides: THREADS, CHUNK, Invocation, product.
 const CHUNK: u32 = 16u;
 const CHUNK4: u32 = CHUNK / 4u;
 const PITCH: u32 = CHUNK4 + 1u;
@@ -13,6 +13,11 @@ const TILE_X: u32 = BLOCK_N / 4u;
 const TILE_Y: u32 = BLOCK_M / TILE_M;
 const THREADS: u32 = TILE_X * TILE_Y;
 const_assert BLOCK_N % 4u == 0u && BLOCK_M % TILE_M == 0u;
+
+struct Invocation {
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+}
 
 var<workgroup> a_tile: array<vec4<f32>, BLOCK_M * PITCH>;
 var<workgroup> b_tile: array<vec4<f32>, BLOCK_N * PITCH>;
@@ -25,8 +30,9 @@ fn guarded_onto(a: vec4<f32>, b: vec4<f32>, c: f32) -> f32 {
     return dot_onto(a, select(b, vec4<f32>(), a == vec4<f32>()), c);
 }
 
-fn product(lane: u32, m_first: u32, n_first: u32, m_len: u32, n_len: u32,
+fn product(invocation: Invocation, m_first: u32, n_first: u32, m_len: u32, n_len: u32,
            k_begin: u32, k_end: u32, plain_begin: u32, plain_end: u32) {
+    let lane = invocation.lane;
     let x = lane % TILE_X;
     let y = lane / TILE_X;
     var c: array<vec4<f32>, TILE_M>;

@@ -1,6 +1,6 @@
 // y[m, n] = sum over k of x[m, k] * w[n, k] (+ b[n]): a projection, w as [outputs, inputs].
 // One workgroup owns BLOCK_M rows x BLOCK_N outputs.
-// Expects: x, w, y, load_x4, load_w4, with_bias, product.
+// Expects: x, w, y, load_x4, load_w4, with_bias, Invocation, product.
 // Provides: Params, linear_kernel.
 struct Params {
     rows: u32, inputs: u32, outputs: u32, tiles: u32,
@@ -23,9 +23,9 @@ fn emit(m: u32, n: u32, c: f32) {
 }
 
 @compute @workgroup_size(THREADS)
-fn linear_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let id = params.workgroup_first + group.y * params.grid_width + group.x;
+fn linear_kernel(invocation: Invocation) {
+    let id = params.workgroup_first + invocation.group.y * params.grid_width + invocation.group.x;
     if id >= params.workgroups { return; }
-    product(lane, id % params.tiles * BLOCK_M, id / params.tiles * BLOCK_N, params.rows, params.outputs,
+    product(invocation, id % params.tiles * BLOCK_M, id / params.tiles * BLOCK_N, params.rows, params.outputs,
             0u, params.inputs, 0u, params.inputs);
 }

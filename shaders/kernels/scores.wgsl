@@ -1,7 +1,7 @@
 // s[i, j] = <q_i, k_j>, raw: the second stage scales them.
 // One workgroup owns BLOCK_M queries x BLOCK_N keys of one head. A tile that no row of it sees is not written,
 // unless EVERY_TILE.
-// Expects: HEAD_DIM, EVERY_TILE, q, k, scores, Params, block_begin, block_end, load_q4, load_k4, product.
+// Expects: HEAD_DIM, EVERY_TILE, q, k, scores, Params, block_begin, block_end, load_q4, load_k4, Invocation, product.
 // Provides: scores_kernel.
 var<private> q_first: u32;
 var<private> k_first: u32;
@@ -22,8 +22,8 @@ fn emit(m: u32, n: u32, c: f32) {
 }
 
 @compute @workgroup_size(THREADS)
-fn scores_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let id = flat_id(group);
+fn scores_kernel(invocation: Invocation) {
+    let id = flat_id(invocation.group);
     if id >= params.workgroups { return; }
     let n_tiles = (params.kv_len + BLOCK_N - 1u) / BLOCK_N;
     let n_tile = id % n_tiles;
@@ -37,5 +37,5 @@ fn scores_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
     q_first = params.q_base + batch * params.q_batch + head * params.q_head;
     k_first = params.k_base + batch * params.k_batch + kv_head_of(head) * params.k_head;
     scores_first = params.scores_base + batch * params.scores_batch + head * params.scores_head + params.kv_first;
-    product(lane, m, n, params.q_len, params.kv_len, 0u, HEAD_DIM, 0u, HEAD_DIM);
+    product(invocation, m, n, params.q_len, params.kv_len, 0u, HEAD_DIM, 0u, HEAD_DIM);
 }

@@ -1,8 +1,8 @@
 // p[i, j] = exp(s[i, j] - m_i) / l_i in place, lse_i = m_i + ln l_i, where s is the pair's score of the raw product.
 // One workgroup owns one row. Exactly 0 goes where the row sees no key: everywhere if WHOLE_ROWS, else where
-// the third stage, which takes BLOCK_M rows at a time, looks. An invocation owns every THREADS-th key of
+// the third stage, which takes BLOCK_M rows and CHUNK keys at a time, looks. An invocation owns every THREADS-th key of
 // the sequence, in all loops and wherever the sequence lies: sums are the same beside other sequences.
-// Expects: THREADS, BLOCK_M, WHOLE_ROWS, scores, Params, block_begin, block_end, row_at, place_at, pair_score, pair_visible,
+// Expects: THREADS, BLOCK_M, CHUNK, WHOLE_ROWS, scores, Params, block_begin, block_end, row_at, place_at, pair_score, pair_visible,
 // with_sink, KEEP, keep_score, store_lse.
 // Provides: softmax_kernel.
 var<workgroup> lane_m: array<f32, THREADS>;
@@ -60,10 +60,10 @@ fn softmax_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoca
     l = sum.y;
 
     let tile = row / BLOCK_M * BLOCK_M;
-    let zero_begin = select(block_begin(batch, tile) / 16u * 16u, 0u, WHOLE_ROWS);
+    let zero_begin = select(block_begin(batch, tile) / CHUNK * CHUNK, 0u, WHOLE_ROWS);
     let tile_end = block_end(batch, min(tile + BLOCK_M, params.q_len) - 1u);
     let padded = (params.kv_len + 3u) / 4u * 4u;
-    let zero_end = select(min((tile_end + 15u) / 16u * 16u, padded), params.kv_len, WHOLE_ROWS);
+    let zero_end = select(min((tile_end + CHUNK - 1u) / CHUNK * CHUNK, padded), params.kv_len, WHOLE_ROWS);
     let norm = select(0.0, 1.0 / l, l > 0.0);
     for (var j = first_of(lane, zero_begin, place.kv_start); j < zero_end; j += THREADS) {
         var p = 0.0;

@@ -22,8 +22,8 @@ fn fetch_b4(n: u32, k: u32) -> vec4<f32> {
 fn emit(m: u32, n: u32, c: f32) { put_out(out_first + m * params.out_row + n, c); }
 
 @compute @workgroup_size(THREADS)
-fn values_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let id = flat_id(group);
+fn values_kernel(invocation: Invocation) {
+    let id = flat_id(invocation.group);
     if id >= params.workgroups { return; }
     let n_tiles = (V_HEAD_DIM + BLOCK_N - 1u) / BLOCK_N;
     let n = id % n_tiles * BLOCK_N;
@@ -34,7 +34,7 @@ fn values_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
     v_first = params.v_base + batch * params.v_batch + kv_head_of(head) * params.v_head;
     out_first = params.out_base + batch * params.out_batch + head * params.out_head;
     scores_first = params.scores_base + batch * params.scores_batch + head * params.scores_head + params.kv_first;
-    product(lane, m, n, params.q_len, V_HEAD_DIM,
+    product(invocation, m, n, params.q_len, V_HEAD_DIM,
             block_begin(batch, m) / CHUNK * CHUNK, block_end(batch, last),
             select(block_begin(batch, last), 0u, PAIRS), select(block_end(batch, m), 0u, PAIRS));
 }

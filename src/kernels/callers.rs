@@ -63,6 +63,8 @@ mod native {
         // What a device has whose features are all off, and the f16 of this crate's own.
         let mut used = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
         used.set(Capabilities::SHADER_FLOAT16, kernel.needs_f16());
+        let of_matrices = Capabilities::COOPERATIVE_MATRIX | Capabilities::SUBGROUP;
+        used.set(of_matrices, kernel.needs_matrices());
         Validator::new(ValidationFlags::all(), used).validate(&module).map_err(|e| {
             // Spans go from the whole function to what is wrong in it.
             let span = e.spans().map(|(span, _)| *span).filter(Span::is_defined).last();

@@ -7,8 +7,8 @@ use crate::shape::DType;
 use crate::tuning::{Flash, Tuning};
 use crate::unroll::unrolled;
 
-/// What both forms compile in.
-fn source(
+/// What all forms compile in.
+pub(super) fn source(
     c: &Features,
     [head_dim, v_head_dim]: [u32; 2],
     block_q: u32,

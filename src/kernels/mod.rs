@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 
 mod callers;
+mod coop;
 mod covering;
 mod features;
 mod flash;
@@ -14,6 +15,7 @@ mod params;
 mod staged;
 mod tables;
 
+pub(crate) use coop::{FlashCoop, Fragments};
 pub(crate) use features::{Element, Features, Rows, Uses};
 pub(crate) use flash::{FlashLane, FlashTile};
 pub(crate) use linear::{Linear, LinearParams};
@@ -159,7 +161,13 @@ impl Kernel {
 
     /// Whether it needs the device's own f16.
     pub(crate) fn needs_f16(&self) -> bool {
-        self.bindings.iter().any(|binding| binding.element.contains("f16"))
+        self.source.uses_matrices()
+            || self.bindings.iter().any(|binding| binding.element.contains("f16"))
+    }
+
+    /// Whether it needs the device's cooperative matrices, and subgroups that tell who they are.
+    pub fn needs_matrices(&self) -> bool {
+        self.source.uses_matrices()
     }
 }
 
@@ -174,6 +182,9 @@ pub fn all(capabilities: &crate::Capabilities) -> Vec<Kernel> {
     kernels.extend(linear::variants(&tuning));
     kernels.extend(merge::variants(&tuning, &covering));
     kernels.extend(tables::variants(&tuning, &covering));
+    if let Some(matrices) = capabilities.matrices {
+        kernels.extend(coop::variants(matrices.size, matrices.subgroup_size, &covering));
+    }
     let mut seen = std::collections::HashSet::new();
     kernels.retain(|kernel| seen.insert(kernel.clone()));
     kernels

@@ -1,7 +1,7 @@
 //! The three stages: raw scores, scale and softmax, weighted sum of the values.
 
 use super::features::store_lse;
-use super::{AttentionParams, Binding, Element, Features, Kernel, Uses};
+use super::{AttentionParams, Binding, Element, Features, Fragments, Kernel, Uses};
 use crate::problem::ScoreStage;
 use crate::shader::{Source, file};
 use crate::tuning::Tuning;
@@ -13,6 +13,8 @@ pub(crate) enum Product {
     Tile { block_m: u32, block_n: u32, tile_m: u32 },
     /// A column an invocation, rows shared: `common/product_lane.wgsl`.
     Lane { block_m: u32, block_n: u32 },
+    /// Matrix units: `common/product_coop.wgsl`.
+    Coop(Fragments),
 }
 
 impl Product {
@@ -22,6 +24,15 @@ impl Product {
             Self::Tile { block_m, block_n, .. } | Self::Lane { block_m, block_n } => {
                 (block_m, block_n)
             }
+            Self::Coop(fragments) => (fragments.rows(), fragments.rows()),
+        }
+    }
+
+    /// Elements along k that are taken at a time: the third stage reads so many past the last key that a row sees.
+    pub(crate) fn chunk(self) -> u32 {
+        match self {
+            Self::Tile { .. } | Self::Lane { .. } => 16,
+            Self::Coop(_) => 32,
         }
     }
 
@@ -29,6 +40,7 @@ impl Product {
         match self {
             Self::Tile { block_m, block_n, tile_m } => block_n / 4 * (block_m / tile_m),
             Self::Lane { block_n, .. } => block_n / 2,
+            Self::Coop(fragments) => fragments.threads(),
         }
     }
 
@@ -36,20 +48,28 @@ impl Product {
         match self {
             Self::Tile { block_m, block_n, .. } => (block_m + block_n) * 5 * 16,
             Self::Lane { .. } => 0,
+            Self::Coop(fragments) => fragments.product_bytes(),
         }
     }
 
-    /// Adds the product's constants and file. `along_n`: b is contiguous along n.
-    pub(super) fn add_to(self, source: Source, guard: bool, along_n: bool) -> Source {
+    /// Adds the product's constants and file. `weights`: a is weights and b contiguous along n; `guard`: some of them
+    /// are 0 because a pair is excluded.
+    pub(super) fn add_to(self, source: Source, guard: bool, weights: bool) -> Source {
         let (block_m, block_n) = self.block();
         let source =
             source.constant("BLOCK_M", block_m).constant("BLOCK_N", block_n).flag("GUARD", guard);
         match self {
             Self::Tile { tile_m, .. } => source
                 .constant("TILE_M", tile_m)
-                .flag("B_ALONG_N", along_n)
+                .flag("B_ALONG_N", weights)
                 .file(file!("common/product_tile.wgsl")),
             Self::Lane { .. } => source.file(file!("common/product_lane.wgsl")),
+            Self::Coop(fragments) => fragments
+                .add_to(source)
+                .constant("THREADS", fragments.threads())
+                .flag("B_ALONG_N", weights)
+                .real("A_SCALE", if weights { "32768.0" } else { "1.0" })
+                .file(file!("common/product_coop.wgsl")),
         }
     }
 }
@@ -91,8 +111,8 @@ impl From<Scores<'_>> for Kernel {
 pub(crate) struct Softmax<'a> {
     pub(crate) features: &'a Features,
     pub(crate) threads: u32,
-    /// Rows that the third stage takes at a time.
-    pub(crate) block_m: u32,
+    /// Of the third stage.
+    pub(crate) product: Product,
     pub(crate) whole_rows: bool,
 }
 
@@ -111,7 +131,8 @@ impl From<Softmax<'_>> for Kernel {
         bindings.extend(features.bindings(Uses::Softmax));
         let source = Source::default()
             .constant("THREADS", c.threads)
-            .constant("BLOCK_M", c.block_m)
+            .constant("BLOCK_M", c.product.block().0)
+            .constant("CHUNK", c.product.chunk())
             .flag("WHOLE_ROWS", c.whole_rows)
             .flag("KEEP_CAPPED", features.scores == Some(ScoreStage::Capped));
         let source = features.add_sinks(features.add_pairs(features.add_rows(source)));
@@ -171,7 +192,7 @@ impl From<Values<'_>> for Kernel {
 pub(super) fn variants(tuning: &Tuning, covering: &[Features]) -> Vec<Kernel> {
     let mut kernels = Vec::new();
     let product = tuning.product;
-    let (threads, block_m) = (tuning.row_threads, product.block().0);
+    let threads = tuning.row_threads;
     let mut add = |features: &Features, head_dims: &[u32], vec4s: &[bool], whole_rows: &[bool]| {
         for &vec4 in vec4s {
             for &head_dim in head_dims {
@@ -180,7 +201,7 @@ pub(super) fn variants(tuning: &Tuning, covering: &[Features]) -> Vec<Kernel> {
             }
         }
         for &whole_rows in whole_rows {
-            kernels.push(Softmax { features, threads, block_m, whole_rows }.into());
+            kernels.push(Softmax { features, threads, product, whole_rows }.into());
         }
     };
     for rows in [super::Rows::Full, super::Rows::Band] {
@@ -195,4 +216,18 @@ pub(super) fn variants(tuning: &Tuning, covering: &[Features]) -> Vec<Kernel> {
         add(&features, &[[64, 128, 32][i % 3]], &[i % 2 == 0], &[i % 4 < 2]);
     }
     kernels
+}
+
+/// The first and the third stage on matrix units.
+pub(super) fn add_products(
+    kernels: &mut Vec<Kernel>,
+    fragments: Fragments,
+    features: &Features,
+    head_dim: u32,
+) {
+    let product = Product::Coop(fragments);
+    for vec4 in [true, false] {
+        kernels.push(Scores { features, product, head_dim, vec4 }.into());
+        kernels.push(Values { features, product, v_head_dim: head_dim, vec4 }.into());
+    }
 }

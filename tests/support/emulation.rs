@@ -36,9 +36,34 @@ pub(crate) struct Row {
     pub(crate) scores: Vec<f32>,
 }
 
+/// What products of inputs and of weights keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Precision {
+    /// f32.
+    Full,
+    /// exp(s - m) is rounded to f16, as matrix units take it, and divided by the sum of what was rounded; inputs are f16
+    /// or bf16 already.
+    Half,
+    /// The same, but it is the weights themselves, multiplied with 2^15, that are rounded.
+    HalfWeights,
+    /// Inputs and weights are the sum of two f16.
+    Split,
+}
+
+impl Precision {
+    fn of(self, x: f32) -> f32 {
+        let half = |x: f32| half::f16::from_f32(x).to_f32();
+        match self {
+            Self::Full => x,
+            Self::Half | Self::HalfWeights => half(x),
+            Self::Split => half(x) + half((x - half(x)) * 2048.0) / 2048.0,
+        }
+    }
+}
+
 /// One row: no fused operation, no order of sums but the plain one; out as it is stored. Which keys are visible, and
 /// where rows are in their sequences, it takes from the definition.
-pub(crate) fn row(problem: &Problem, tensors: &Tensors, at: At) -> Row {
+pub(crate) fn row(problem: &Problem, tensors: &Tensors, at: At, precision: Precision) -> Row {
     let s = problem.shape;
     let (batch, head, _) = at;
     let kv_head = head / s.group_size();
@@ -53,14 +78,17 @@ pub(crate) fn row(problem: &Problem, tensors: &Tensors, at: At) -> Row {
     } else {
         f32::NEG_INFINITY
     };
-    let mut max = sink;
+    let mut max = f32::NEG_INFINITY;
     for (j, shown) in (0..s.kv_len).zip(&visible) {
         let within = place.real && place.keys.contains(&j);
         if !(*shown || within && problem.scores.is_some()) {
             continue;
         }
         let key = line(&tensors.k, problem.k, (batch, kv_head, j), s.head_dim);
-        let dot = query.iter().zip(key).fold(0.0, |sum, (a, b)| sum + a * b);
+        let dot = query
+            .iter()
+            .zip(key)
+            .fold(0.0, |sum, (a, b)| sum + precision.of(*a) * precision.of(*b));
         let raw = dot * problem.effective_scale();
         let capped = problem.softcap.map_or(raw, |cap| cap * (raw / cap).tanh());
         let score = if *shown { place.biased(problem, tensors, capped, head, j) } else { 0.0 };
@@ -75,23 +103,38 @@ pub(crate) fn row(problem: &Problem, tensors: &Tensors, at: At) -> Row {
             max = max.max(score);
         }
     }
+    // Weights are rounded beside the greatest, before the sink joins.
+    let greatest = max;
+    max = max.max(sink);
     let mut weights = vec![0.0; s.kv_len as usize];
     let mut out = vec![0.0; s.v_head_dim as usize];
     let mut sum = (sink - max).exp();
-    for j in (0..s.kv_len).filter(|j| visible[*j as usize]) {
-        let p = (scores[j as usize] - max).exp();
+    let mut exact = sum;
+    let shown = || (0..s.kv_len).filter(|j| visible[*j as usize]);
+    for j in shown() {
+        weights[j as usize] = (scores[j as usize] - max).exp();
+        exact += weights[j as usize];
+    }
+    for j in shown() {
+        let p = match precision {
+            Precision::Full => weights[j as usize],
+            Precision::HalfWeights => {
+                precision.of(weights[j as usize] / exact * 32768.0) / 32768.0 * exact
+            }
+            _ => precision.of((scores[j as usize] - greatest).exp()) * (greatest - max).exp(),
+        };
         sum += p;
-        weights[j as usize] = p;
         let value = line(&tensors.v, problem.v, (batch, kv_head, j), s.v_head_dim);
-        out.iter_mut().zip(value).for_each(|(o, v)| *o += p * v);
+        out.iter_mut().zip(value).for_each(|(o, v)| *o += p * precision.of(*v));
     }
     if max == f32::NEG_INFINITY {
         return Row { out, lse: f32::NEG_INFINITY, weights, scores: kept };
     }
+    let sum = if precision == Precision::HalfWeights { exact } else { sum };
     out.iter_mut().for_each(|o| *o /= sum);
-    weights.iter_mut().for_each(|p| *p /= sum);
+    weights.iter_mut().for_each(|p| *p /= exact);
     let out = rounded(out, problem.out_dtype);
-    Row { out, lse: max + sum.ln(), weights, scores: kept }
+    Row { out, lse: max + exact.ln(), weights, scores: kept }
 }
 
 /// Where a row is: written down once more, apart from the crate's own.
@@ -183,7 +226,7 @@ pub(crate) fn forward(problem: &Problem, tensors: &Tensors) -> Got {
     let mut out = vec![0.0; extent(problem.out, [s.batch, s.heads, s.q_len], s.v_head_dim)];
     let (mut lse, mut weights, mut scores) = (Vec::new(), Vec::new(), Vec::new());
     for at in rows(&s) {
-        let row = row(problem, tensors, at);
+        let row = row(problem, tensors, at, Precision::Full);
         out[start(problem.out, at)..][..row.out.len()].copy_from_slice(&row.out);
         lse.push(row.lse);
         weights.extend(row.weights);

@@ -2,7 +2,7 @@
 
 use super::At;
 use super::case::{Case, Tensors, extent, rows, start};
-use super::emulation::{self, Got};
+use super::emulation::{self, Got, Precision};
 use super::random::Random;
 use wgpu_attention::{Problem, Shape, reference};
 
@@ -36,17 +36,24 @@ pub(crate) struct Bounds {
 impl Answer {
     /// The answer for the case's own inputs, draw 0.
     pub(crate) fn of(case: &Case) -> Self {
+        Self::within(case, Precision::Full)
+    }
+
+    /// The answer for kernels of this precision.
+    pub(crate) fn within(case: &Case, precision: Precision) -> Self {
         let s = case.problem.tensor_shape();
         let row_work = (u64::from(s.kv_len) * u64::from(s.head_dim + s.v_head_dim)).max(1);
         let at = sampled(&s, usize::try_from((BUDGET / row_work).max(48)).unwrap_or(usize::MAX));
-        let answer = Self::for_rows(case.to_string(), &case.problem, &case.tensors(0), &at);
+        let name = case.to_string();
+        let answer = Self::rows_within(name, &case.problem, &case.tensors(0), &at, precision);
         let work = row_work * at.len().max(1) as u64;
         // A row that sees nothing is no sample.
         let sees = |(_, _, visible): &&(At, reference::Row, Vec<bool>)| visible.contains(&true);
         let samples = answer.rows.iter().filter(sees).count().max(1) as u64;
         let draws = POOL.div_ceil(samples).min(BUDGET / work);
         (1..draws).fold(answer, |mut answer, draw| {
-            let other = Self::for_rows(String::new(), &case.problem, &case.tensors(draw), &at);
+            let tensors = case.tensors(draw);
+            let other = Self::rows_within(String::new(), &case.problem, &tensors, &at, precision);
             let Bounds { out, lse, weights, scores } = &mut answer.bounds;
             *scores = scores.max(other.bounds.scores);
             *out = out.max(other.bounds.out);
@@ -58,12 +65,23 @@ impl Answer {
 
     /// The answer for given inputs and rows.
     pub(crate) fn for_rows(what: String, problem: &Problem, tensors: &Tensors, at: &[At]) -> Self {
+        Self::rows_within(what, problem, tensors, at, Precision::Full)
+    }
+
+    /// The answer for given inputs, rows and precision.
+    pub(crate) fn rows_within(
+        what: String,
+        problem: &Problem,
+        tensors: &Tensors,
+        at: &[At],
+        precision: Precision,
+    ) -> Self {
         let inputs = tensors.inputs();
         let mut off = Bounds { out: 0.0, lse: 0.0, weights: 0.0, scores: 0.0 };
         let rows: Vec<_> = (at.iter())
             .map(|&at| {
                 let want = reference::row(problem, &inputs, at);
-                let plain = emulation::row(problem, tensors, at);
+                let plain = emulation::row(problem, tensors, at, precision);
                 off.out = largest(off.out, &plain.out, &want.out);
                 off.lse = largest(off.lse, &[plain.lse], &[want.lse]);
                 off.weights = largest(off.weights, &plain.weights, &want.weights);

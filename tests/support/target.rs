@@ -14,6 +14,8 @@ pub(crate) enum Target {
     Flash(DeviceClass),
     /// The one or the other on a device that binds little at once, so that problems are cut into parts.
     Tight(DeviceClass, Algorithm),
+    /// Kernels on matrix units, where the device has them and they agree with the plain ones.
+    Matrices(Algorithm),
     /// Without a GPU.
     Cpu,
 }
@@ -32,7 +34,10 @@ impl Target {
 
     /// Whether it has the outputs that the problem asks for.
     pub(crate) fn gives(self, problem: &Problem) -> bool {
-        let fused = matches!(self, Self::Flash(_) | Self::Tight(_, Algorithm::Flash));
+        let fused = matches!(
+            self,
+            Self::Flash(_) | Self::Tight(_, Algorithm::Flash) | Self::Matrices(Algorithm::Flash)
+        );
         !((problem.weights || problem.scores.is_some()) && fused)
     }
 
@@ -52,6 +57,7 @@ impl Target {
             Self::Staged(class) => (runner(class), Algorithm::Staged),
             Self::Flash(class) => (runner(class), Algorithm::Flash),
             Self::Tight(class, algorithm) => (tight(class), algorithm),
+            Self::Matrices(algorithm) => (matrices(), algorithm),
             Self::Cpu => (cpu(), Algorithm::Auto),
         };
         runner.forward_with(problem, algorithm, &tensors.inputs()).map(Got::from)
@@ -85,6 +91,21 @@ fn tight(class: DeviceClass) -> &'static Runner {
             max_storage_buffer_binding_size: TIGHT_BYTES,
             ..wgpu::Limits::default()
         });
+        Runner::with_options(options).expect("a GPU or a software GPU")
+    })
+}
+
+/// A device with cooperative matrices, where the adapter has them.
+///
+/// # Panics
+/// If there is no adapter.
+pub(crate) fn matrices() -> &'static Runner {
+    static RUNNER: OnceLock<Runner> = OnceLock::new();
+    RUNNER.get_or_init(|| {
+        let _ = env_logger::builder().is_test(true).try_init();
+        // SAFETY: shaders that wgpu checks, and this crate's own.
+        #[allow(unsafe_code, reason = "cooperative matrices are experimental")]
+        let options = unsafe { options(DeviceClass::Hardware).with_cooperative_matrices() };
         Runner::with_options(options).expect("a GPU or a software GPU")
     })
 }
