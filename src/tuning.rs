@@ -57,12 +57,26 @@ const TABLE: &[Row] = &[
     Row {
         class: DeviceClass::Nvidia,
         tuning: GENERAL,
-        waves: &[("flash_tile", 8), ("scores", 32), ("values", 32), ("linear", 32)],
+        waves: &[
+            ("flash_tile", 8),
+            ("scores", 32),
+            ("values", 32),
+            ("linear", 32),
+            ("flash_coop", 12),
+            ("product_coop", 16),
+        ],
     },
     Row {
         class: DeviceClass::AmdRdna,
         tuning: GENERAL,
-        waves: &[("flash_tile", 6), ("scores", 12), ("values", 12), ("linear", 12)],
+        waves: &[
+            ("flash_tile", 6),
+            ("scores", 12),
+            ("values", 12),
+            ("linear", 12),
+            ("flash_coop", 6),
+            ("product_coop", 4),
+        ],
     },
     Row { class: DeviceClass::AmdGcn, tuning: GENERAL, waves: &[("flash_tile", 1)] },
     // Its compiler keeps 128 columns of out in more registers than there are: 70 spills.

@@ -156,7 +156,8 @@ impl Kernel {
     /// How many of its subgroups a core of the class is to have room for, as the class's compiler counts them: what
     /// its tile was chosen by. `None` where nothing is said.
     pub fn least_waves(&self, class: crate::DeviceClass) -> Option<u32> {
-        crate::tuning::least_waves(class, self.name)
+        let is_product = self.needs_matrices() && self.name != "flash_coop";
+        crate::tuning::least_waves(class, if is_product { "product_coop" } else { self.name })
     }
 
     /// Whether it needs the device's own f16.
