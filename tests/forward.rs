@@ -62,12 +62,16 @@ fn tiles_of_every_class_agree_with_the_definition() {
         let steps = plan.lines().filter(|line| line.contains(" workgroups of "));
         Some(steps.map(str::to_owned).collect::<Vec<_>>())
     };
+    // Heads wide enough that tiles by columns of out differ.
+    let shape = Shape::self_attention(1, 2, 70, 128);
+    let wide = Case::new("wide", Problem::new(shape).mask(Mask::CAUSAL).with_lse()).sharp(8.0);
+    let wide = (wide, OnceLock::new());
     let mut count = 0;
     for class in DeviceClass::ALL {
         if matches!(class, DeviceClass::Hardware | DeviceClass::Software) {
             continue;
         }
-        for (case, answer) in CASES.iter() {
+        for (case, answer) in CASES.iter().chain([&wide]) {
             for (target, algorithm) in [
                 (Target::Staged(class), Algorithm::Staged),
                 (Target::Flash(class), Algorithm::Flash),
