@@ -80,6 +80,8 @@ pub struct Capabilities {
     pub f16: bool,
     /// Shaders may use subgroups, and those are of at least 8.
     pub subgroups: bool,
+    /// The compiler wants loops left as they are: SwiftShader's takes gigabytes for long texts.
+    pub rolled: bool,
     /// Matrix units, where [`Attention::with_adapter`](crate::Attention::with_adapter) found that shaders may use them.
     pub matrices: Option<Matrices>,
 }
@@ -90,9 +92,10 @@ impl Capabilities {
         let info = device.adapter_info();
         let class = DeviceClass::of(&info);
         let f16 = device.features().contains(wgpu::Features::SHADER_F16);
+        let rolled = info.name.contains("SwiftShader");
         let subgroups =
             device.features().contains(wgpu::Features::SUBGROUP) && info.subgroup_min_size >= 8;
-        Self { limits: device.limits(), class, f16, subgroups, matrices: None }
+        Self { limits: device.limits(), class, f16, subgroups, rolled, matrices: None }
     }
 
     /// What every WebGPU device offers.
@@ -102,6 +105,7 @@ impl Capabilities {
             class: DeviceClass::Hardware,
             f16: false,
             subgroups: false,
+            rolled: false,
             matrices: None,
         }
     }

@@ -25,6 +25,8 @@ pub(crate) struct Tuning {
     pub(crate) row_threads: u32,
     /// Subgroups are of at least 8, and shaders may use them.
     pub(crate) subgroups: bool,
+    /// Loops of whole rows stay loops: written out, they take the compiler gigabytes.
+    pub(crate) rolled: bool,
 }
 
 /// A class's row of the table.
@@ -48,6 +50,7 @@ const GENERAL: Tuning = Tuning {
     flash: WIDE_TILE,
     row_threads: 64,
     subgroups: false,
+    rolled: false,
 };
 
 /// A class without a row takes the first. Classes whose compiler is not at hand have none of their own.
@@ -99,6 +102,7 @@ const TABLE: &[Row] = &[
             flash: Flash::Lane { block_q: 256, widest: 128 },
             row_threads: 16,
             subgroups: false,
+            rolled: false,
         },
         waves: &[],
     },
@@ -116,7 +120,8 @@ pub(crate) fn least_waves(class: DeviceClass, kernel: &str) -> Option<u32> {
 
 impl Tuning {
     pub(crate) fn of(capabilities: &Capabilities) -> Self {
-        Self { subgroups: capabilities.subgroups, ..row(capabilities.class).tuning }
+        let (subgroups, rolled) = (capabilities.subgroups, capabilities.rolled);
+        Self { subgroups, rolled, ..row(capabilities.class).tuning }
     }
 
     /// The same for so many rows of a sequence: of whole rows, a workgroup owns fewer where there are few.
@@ -164,7 +169,8 @@ impl Tuning {
     ) -> Kernel {
         match self.flash {
             Flash::Lane { block_q, widest } if head_dim.max(v_head_dim) <= widest => {
-                FlashLane { features, head_dim, v_head_dim, block_q, vec4 }.into()
+                let rolled = self.rolled;
+                FlashLane { features, head_dim, v_head_dim, block_q, rolled, vec4 }.into()
             }
             Flash::Coop(fragments) => {
                 FlashCoop { features, head_dim, v_head_dim, fragments, vec4 }.into()

@@ -107,6 +107,7 @@ pub(crate) struct FlashLane<'a> {
     pub(crate) head_dim: u32,
     pub(crate) v_head_dim: u32,
     pub(crate) block_q: u32,
+    pub(crate) rolled: bool,
     pub(crate) vec4: bool,
 }
 
@@ -142,7 +143,9 @@ impl From<FlashLane<'_>> for Kernel {
             ("K_ROUNDS", rounds(d4)),
             ("V_ROUNDS", rounds(v4)),
         ];
-        kernel.text = unrolled(&kernel.text, &constants).into();
+        if !c.rolled {
+            kernel.text = unrolled(&kernel.text, &constants).into();
+        }
         let (class_q, class_kv) = FlashLane::CLASS_TILE;
         Self {
             name: "flash_lane",
