@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::host::{Output, Outputs, Transfer};
 use crate::pace::{Pace, Stopwatch};
 use crate::plan::Plan;
+use crate::scopes::{caught, watch};
 use crate::tensors::{Operand, Tensors};
 use crate::upload::upload;
 use crate::watcher::Watcher;
@@ -79,7 +80,7 @@ impl Gpu {
         wait: Wait,
     ) -> Result<Outputs, Error> {
         self.alive()?;
-        let scopes = self.watch();
+        let scopes = watch(&self.device);
         let job = self.prepare(plan, transfer);
         let prepared = caught(scopes);
         let job = match job {
@@ -95,7 +96,7 @@ impl Gpu {
         watcher.report(chunks.progress())?;
         loop {
             let stopwatch = Stopwatch::start();
-            let scopes = self.watch();
+            let scopes = watch(&self.device);
             let Submission { index, progress, work, downloads } =
                 self.submit(&mut chunks, &job.outputs);
             let submitted = caught(scopes);
@@ -117,12 +118,6 @@ impl Gpu {
 
     fn alive(&self) -> Result<(), Error> {
         self.lost.get().map_or(Ok(()), |why| Err(Error::DeviceLost(why.clone())))
-    }
-
-    /// From here on whatever wgpu says is caught.
-    fn watch(&self) -> [wgpu::ErrorScopeGuard; 3] {
-        [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory]
-            .map(|filter| self.device.push_error_scope(filter))
     }
 
     /// Uploads and binds.
@@ -240,26 +235,5 @@ impl Gpu {
             }
         }
         Ok(outputs)
-    }
-}
-
-/// What was caught until now.
-fn caught(scopes: [wgpu::ErrorScopeGuard; 3]) -> impl Future<Output = Result<(), Error>> {
-    // Scopes are popped in reverse order; what they caught is awaited later.
-    let [internal, validation, memory] = scopes;
-    let memory = memory.pop();
-    let validation = validation.pop();
-    let internal = internal.pop();
-    async move {
-        match memory.await.or(validation.await).or(internal.await) {
-            None => Ok(()),
-            Some(wgpu::Error::OutOfMemory { source }) => {
-                Err(Error::OutOfMemory(source.to_string()))
-            }
-            Some(
-                wgpu::Error::Validation { description, .. }
-                | wgpu::Error::Internal { description, .. },
-            ) => Err(Error::Validation(description)),
-        }
     }
 }

@@ -88,6 +88,8 @@ mod watcher;
 mod pace;
 #[cfg(feature = "runner")]
 mod gpu;
+#[cfg(feature = "runner")]
+mod scopes;
 #[cfg(feature = "cpu")]
 mod cpu;
 #[cfg(feature = "tune")]

@@ -4,6 +4,7 @@ use crate::dispatch::Dispatch;
 use crate::download::Download;
 use crate::error::Error;
 use crate::record::Clock;
+use crate::scopes::{caught, watch};
 use futures_intrusive::channel::shared;
 use std::time::Duration;
 #[cfg(not(target_arch = "wasm32"))]
@@ -223,29 +224,7 @@ pub(crate) fn watched<T, W: FnOnce() -> T>(
     device: &wgpu::Device,
     work: W,
 ) -> (T, impl Future<Output = Result<(), Error>> + use<T, W>) {
-    let scopes = [
-        wgpu::ErrorFilter::Internal,
-        wgpu::ErrorFilter::Validation,
-        wgpu::ErrorFilter::OutOfMemory,
-    ]
-    .map(|filter| device.push_error_scope(filter));
+    let scopes = watch(device);
     let done = work();
-    // Scopes are popped in reverse order; what they caught is awaited later.
-    let [internal, validation, memory] = scopes;
-    let memory = memory.pop();
-    let validation = validation.pop();
-    let internal = internal.pop();
-    let caught = async move {
-        match memory.await.or(validation.await).or(internal.await) {
-            None => Ok(()),
-            Some(wgpu::Error::OutOfMemory { source }) => {
-                Err(Error::OutOfMemory(source.to_string()))
-            }
-            Some(
-                wgpu::Error::Validation { description, .. }
-                | wgpu::Error::Internal { description, .. },
-            ) => Err(Error::Validation(description)),
-        }
-    };
-    (done, caught)
+    (done, caught(scopes))
 }
