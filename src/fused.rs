@@ -2,10 +2,11 @@
 
 use crate::blocks::{Chunk, ELEMENT_BYTES, Extent};
 use crate::error::PlanError;
-use crate::forward::{AttentionPlanner, Views, narrow, tiled};
+use crate::forward::{AttentionPlanner, Views};
 use crate::kernels::{AttentionParams, Element, Features, Merge, Uses};
 use crate::plan::Bound;
 use crate::staged::{budgeted, to_scratch};
+use crate::uniforms::{narrow, tiled};
 use crate::work::{Across, CHANGES, ELEMENT, Pairs, SOFTMAX, Work};
 
 impl AttentionPlanner<'_, '_> {

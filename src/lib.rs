@@ -57,6 +57,7 @@ mod work;
 mod roofs;
 mod plan;
 mod forward;
+mod uniforms;
 mod staged;
 mod fused;
 mod tables;

@@ -2,11 +2,12 @@
 
 use crate::blocks::{BindingLimit, Chunk, ELEMENT_BYTES, Extent};
 use crate::error::PlanError;
-use crate::forward::{AttentionPlanner, Views, narrow, stride, tiled};
+use crate::forward::{AttentionPlanner, Views};
 use crate::kernels::{AttentionParams, Convert, Element, Features, Scores, Softmax, Uses, Values};
 use crate::layout::Strides;
 use crate::plan::Bound;
 use crate::tensors::Operand;
+use crate::uniforms::{narrow, stride, tiled};
 use crate::work::{Across, CHANGES, ELEMENT, SOFTMAX, Work};
 
 /// Scores of more bytes than this are made and used in chunks of rows, and so are partial results.

@@ -2,12 +2,13 @@
 
 use crate::blocks::{Block, Chunk};
 use crate::error::PlanError;
-use crate::forward::{AttentionPlanner, Views, narrow, tiled};
+use crate::forward::{AttentionPlanner, Views};
 use crate::kernels::{Classify, Gather, GatherParams, Kernel, TABLE_THREADS, Uses};
 use crate::mask::Diagonal;
 use crate::plan::{Bound, Planner, REGION_ALIGNMENT};
 use crate::problem::{Lengths, Problem, Slopes};
 use crate::tensors::Operand;
+use crate::uniforms::{narrow, tiled};
 use crate::work::{CHANGES, ELEMENT, Work};
 use std::ops::Range;
 

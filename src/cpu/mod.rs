@@ -14,6 +14,7 @@ use crate::watcher::{Meter, Watcher};
 mod attend;
 mod product;
 mod softmax;
+mod state;
 
 /// One attention, of inputs rounded to their storage types.
 pub(crate) fn run(

@@ -1,6 +1,6 @@
 //! Scores into weights, as wide as the machine's vectors.
 
-use super::attend::State;
+use super::state::State;
 use pulp::{Scalar, Simd, WithSimd};
 use std::f32::consts::LOG2_E;
 

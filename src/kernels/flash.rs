@@ -111,6 +111,9 @@ pub(crate) struct FlashLane<'a> {
     pub(crate) vec4: bool,
 }
 
+/// What `flash_lane.wgsl` has for a loop of no rounds: from `params.rows_each`, which no compiler knows, to 4.
+const _: () = assert!(FlashTile::TILE_M >= 4);
+
 impl FlashLane<'_> {
     /// Rows and keys of a tile that is skipped where none is visible.
     pub(crate) const CLASS_TILE: (u32, u32) = (64, 16);
