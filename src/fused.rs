@@ -15,7 +15,7 @@ impl AttentionPlanner<'_, '_> {
         let (problem, shape) = (self.problem, self.shape);
         let Views { q, k, v, out } = *self.views;
         let limit = self.to.limit();
-        let tuning = self.tuning.for_rows(shape.q_len);
+        let tuning = self.tuning.for_rows(shape.q_len, &self.features);
         let (head_dim, v_head_dim) = (shape.head_dim, shape.v_head_dim);
         let (block_q, slices) = tuning.flash_block(head_dim, v_head_dim);
         let columns = u64::from(v_head_dim).div_ceil(slices);

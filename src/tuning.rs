@@ -124,10 +124,13 @@ impl Tuning {
         Self { subgroups, rolled, ..row(capabilities.class).tuning }
     }
 
-    /// The same for so many rows of a sequence: of whole rows, a workgroup owns fewer where there are few.
-    pub(crate) fn for_rows(self, q_len: u32) -> Self {
+    /// The same for so many rows of a sequence: of whole rows, a workgroup owns fewer where there are few, and where
+    /// some keys may be hidden from all of them, which need not be brought then.
+    pub(crate) fn for_rows(self, q_len: u32, features: &Features) -> Self {
         match self.flash {
-            Flash::Lane { widest, .. } if q_len <= FlashLane::CLASS_TILE.0 => {
+            Flash::Lane { widest, .. }
+                if q_len <= FlashLane::CLASS_TILE.0 || features.hides_pairs() =>
+            {
                 Self { flash: Flash::Lane { block_q: FlashLane::CLASS_TILE.0, widest }, ..self }
             }
             _ => self,

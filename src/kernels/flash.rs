@@ -192,11 +192,12 @@ pub(super) fn variants(tuning: &Tuning, covering: &[Features], native_f16: bool)
     for (i, features) in covering.iter().enumerate() {
         let head_dim = [64, 128, 32][i % 3];
         let features = Features { scores: None, ..features.clone() };
+        let tuning = tuning.for_rows(u32::MAX, &features);
         kernels.push(tuning.flash_kernel(&features, head_dim, head_dim, i % 2 == 0));
     }
     if matches!(tuning.flash, Flash::Lane { .. }) {
         for features in &common {
-            let few = tuning.for_rows(1);
+            let few = tuning.for_rows(1, features);
             kernels.extend([64, 128].map(|dim| few.flash_kernel(features, dim, dim, true)));
         }
         // What heads too wide for whole rows get.
