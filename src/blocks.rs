@@ -2,6 +2,7 @@
 
 use crate::error::PlanError;
 use crate::layout::Strides;
+use crate::pages::Pages;
 use crate::pairs::Pairs;
 use crate::shape::Shape;
 use crate::tensors::Operand;
@@ -19,8 +20,8 @@ pub(crate) struct View {
     pub(crate) strides: Strides,
     /// Elements of the innermost axis.
     pub(crate) dim: u32,
-    /// Bytes of one element.
-    pub(crate) element_bytes: u64,
+    /// Bits of one element. Where elements come in blocks, so do rows.
+    pub(crate) element_bits: u64,
 }
 
 /// Bytes of an f32, and of a word of anything else.
@@ -38,19 +39,19 @@ impl View {
         let first = u64::from(batch.start) * s.batch
             + u64::from(heads.start) * s.head
             + u64::from(rows.start) * s.row;
-        let start = self.base_bytes + first * self.element_bytes;
+        let start = self.base_bytes + first * self.element_bits / 8;
         start..start + self.extent_bytes(len(batch), len(heads), len(rows))
     }
 
     fn extent_bytes(&self, batch: u32, heads: u32, rows: u32) -> u64 {
         let extent = self.strides.extent(batch, heads, rows, self.dim);
-        extent.and_then(|n| n.checked_mul(self.element_bytes)).unwrap_or(u64::MAX)
+        extent.and_then(|n| n.checked_mul(self.element_bits)).map_or(u64::MAX, |bits| bits / 8)
     }
 
     /// Whether rows can be read four elements at a time, wherever the operand's start allows it.
     pub(crate) fn is_vec4(&self) -> bool {
         let s = self.strides;
-        [s.batch, s.head, s.row, self.dim.into(), self.base_bytes / self.element_bytes]
+        [s.batch, s.head, s.row, self.dim.into(), 8 * self.base_bytes / self.element_bits]
             .iter()
             .all(|n| n.is_multiple_of(4))
     }
@@ -167,6 +168,8 @@ pub(crate) enum Extent {
     Queries(View),
     /// Indexed by batch, key/value head and key.
     Keys(View),
+    /// Indexed by page, key/value head and position.
+    Pool { view: View, pages: Pages },
     /// Indexed by batch, head, query and key: of a range of keys, or of all.
     Pairs { view: PairView, all_keys: bool },
     /// The block's own, f32 elements a query row; for results over ranges of keys, of each range.
@@ -217,6 +220,7 @@ impl Chunk {
                     Extent::Keys(_) | Extent::Pairs { all_keys: false, .. } => {
                         format!("one key tile of {name}")
                     }
+                    Extent::Pool { .. } => format!("the pool of {name}"),
                     _ => format!("one row of {name}"),
                 };
                 return Err(limit.exceeded(what, required));
@@ -234,6 +238,10 @@ impl Chunk {
             Extent::Queries(view) => view.extent_bytes(self.batch, self.heads, self.q),
             Extent::Keys(view) => {
                 view.extent_bytes(self.batch, self.kv_heads(shape.group_size()), self.kv)
+            }
+            Extent::Pool { view, pages } => {
+                let kv_heads = self.kv_heads(shape.group_size());
+                view.extent_bytes(pages.pages, kv_heads, pages.page_len)
             }
             Extent::Pairs { view, all_keys } => {
                 let keys = if *all_keys { shape.kv_len } else { self.kv };
@@ -285,6 +293,14 @@ impl Chunk {
                 (view.strides.head, self.kv_heads(shape.group_size()) > 1, Axis::Heads),
                 (view.strides.row, self.kv > KEY_TILE, Axis::Kv),
             ],
+            // Heads apart are worth a binding only where they lie apart.
+            Extent::Pool { view, pages } => {
+                let s = view.strides;
+                let outermost =
+                    s.head >= s.batch.max(s.row) || pages.pages.max(pages.page_len) == 1;
+                let divisible = outermost && self.kv_heads(shape.group_size()) > 1;
+                return divisible.then_some(Axis::Heads);
+            }
             Extent::Scratch { .. } => [
                 (2, self.batch > 1, Axis::Batch),
                 (1, self.heads > 1, Axis::Heads),

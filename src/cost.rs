@@ -26,12 +26,14 @@ impl Cost {
         let rows = (batch * u64::from(s.heads)).saturating_mul(s.q_len.into());
         let keys = (batch * u64::from(s.kv_heads)).saturating_mul(s.kv_len.into());
         let widths = u64::from(s.head_dim) + u64::from(s.v_head_dim);
-        let stored = rows
-            .saturating_mul(u64::from(s.head_dim) * problem.dtype.bytes())
-            .saturating_add(
-                rows.saturating_mul(u64::from(s.v_head_dim) * problem.out_dtype.bytes()),
-            )
-            .saturating_add(keys.saturating_mul(widths * problem.kv_dtype.bytes()));
+        let stored = [
+            (rows, u64::from(s.head_dim), problem.dtype),
+            (rows, u64::from(s.v_head_dim), problem.out_dtype),
+            (keys, widths, problem.kv_dtype),
+        ]
+        .map(|(rows, width, dtype)| dtype.bytes_of(rows.saturating_mul(width)).unwrap_or(u64::MAX))
+        .into_iter()
+        .fold(0, u64::saturating_add);
         let lse = if problem.lse { rows.saturating_mul(4) } else { 0 };
         let matrices = u64::from(problem.weights) + u64::from(problem.scores.is_some());
         let weights = rows.saturating_mul(4 * matrices * u64::from(s.kv_len));
@@ -39,7 +41,7 @@ impl Cost {
             pairs.axes.into_iter().fold(bits, |n, axis| n.saturating_mul(axis.into())) / 8
         };
         let mask = problem.boolean_mask.map_or(0, |mask| bits(mask.pairs, mask.format.bits()));
-        let bias = problem.bias.map_or(0, |bias| bits(bias.pairs, 8 * bias.dtype.bytes()));
+        let bias = problem.bias.map_or(0, |bias| bits(bias.pairs, bias.dtype.bits()));
         Self {
             flops: head_rows.saturating_mul(visible_pairs(problem)).saturating_mul(2 * widths),
             bytes: [lse, weights, mask, bias].into_iter().fold(stored, u64::saturating_add),

@@ -239,9 +239,12 @@ impl Resolved {
             if binding.bits == 0 {
                 continue;
             }
-            let base = (bytes.start - start) * 8 / u64::from(binding.bits);
+            // Blocks are of words, and start at any.
+            let (suffix, bits) =
+                if binding.is_blocks() { ("_words", 32) } else { ("_base", binding.bits) };
+            let base = (bytes.start - start) * 8 / u64::from(bits);
             let field = (kernel.fields.iter())
-                .find(|(field, ..)| field.strip_suffix("_base") == Some(&*binding.name))
+                .find(|(field, ..)| field.strip_suffix(suffix) == Some(&*binding.name))
                 .expect("every binding has a base");
             let field = &mut params[field.1 as usize..][..4];
             // Some tensors start within a word.

@@ -1,6 +1,7 @@
 //! Numbers and masks in host memory as devices store them.
 
 use crate::pairs::MaskFormat;
+use crate::quantised;
 use crate::shape::DType;
 use half::slice::HalfFloatSliceExt as _;
 use half::{bf16, f16};
@@ -30,6 +31,7 @@ pub(crate) fn rounded(data: &[f32], dtype: DType) -> std::borrow::Cow<'_, [f32]>
         DType::F32 => Cow::Borrowed(data),
         DType::F16 => Cow::Owned(data.iter().map(|x| f16::from_f32(*x).to_f32()).collect()),
         DType::BF16 => Cow::Owned(data.iter().map(|x| bf16::from_f32(*x).to_f32()).collect()),
+        DType::Q8 | DType::Q4 => Cow::Owned(quantised::rounded(data, dtype)),
     }
 }
 
@@ -46,6 +48,7 @@ pub(crate) fn encoded(data: &[f32], dtype: DType) -> Data<'_> {
             halves.convert_from_f32_slice(data);
             Data::Bytes(bytemuck::cast_slice(&halves).to_vec())
         }
+        DType::Q8 | DType::Q4 => Data::Bytes(quantised::encoded(data, dtype)),
     }
 }
 
@@ -56,6 +59,7 @@ pub(crate) fn decoded(bytes: &[u8], dtype: DType, elements: usize) -> Vec<f32> {
         DType::F32 => bytemuck::pod_collect_to_vec(&bytes[..elements * 4]),
         DType::F16 => halves().map(|x| f16::from_ne_bytes(*x).to_f32()).collect(),
         DType::BF16 => halves().map(|x| bf16::from_ne_bytes(*x).to_f32()).collect(),
+        DType::Q8 | DType::Q4 => quantised::decoded(bytes, dtype, elements),
     }
 }
 

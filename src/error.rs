@@ -1,6 +1,7 @@
 //! Every way a call can fail, one enum a stage.
 
 use crate::layout::Strides;
+use crate::shape::DType;
 use std::borrow::Cow;
 use thiserror::Error;
 
@@ -112,6 +113,24 @@ pub enum ProblemError {
         buffer: String,
         /// The element types.
         elements: [&'static str; 2],
+    },
+    /// Blocks that share a scale hold keys and values only.
+    #[error("{tensor} cannot be {dtype:?}: only k and v can")]
+    Quantised {
+        /// Which.
+        tensor: &'static str,
+        /// Asked for.
+        dtype: DType,
+    },
+    /// A row would start or end within a block that shares a scale.
+    #[error("{what} ({found}) is no multiple of the 32 elements of a block of {dtype:?}")]
+    PartOfBlock {
+        /// Axis or stride.
+        what: &'static str,
+        /// Asked for.
+        dtype: DType,
+        /// Asked for.
+        found: u64,
     },
     /// An output's strides would write one place twice.
     #[error("rows of {tensor} overlap: strides of {} (batch), {} (head), {} (row) elements", strides.batch, strides.head, strides.row)]

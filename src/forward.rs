@@ -31,7 +31,7 @@ impl Views {
             base_bytes: 0,
             strides,
             dim,
-            element_bytes: dtype.bytes(),
+            element_bits: dtype.bits(),
         };
         Self {
             q: view(Operand::Q, problem.q, s.head_dim, problem.dtype),
@@ -64,7 +64,7 @@ impl Planner<'_> {
             return task.nothing();
         }
         if staged {
-            task.tables = task.gather(Uses::Softmax, None)?;
+            task.tables = task.gather(Uses::Staged, None)?;
             return task.staged();
         }
         let mark = task.to.mark();
@@ -77,7 +77,7 @@ impl Planner<'_> {
         // What one of the two has no room for, the other may.
         task.to.rewind(mark);
         task.features.classes = false;
-        task.tables = task.gather(Uses::Softmax, None)?;
+        task.tables = task.gather(Uses::Staged, None)?;
         task.staged().or(fused)
     }
 }
@@ -194,14 +194,14 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
 
     pub(crate) fn lse_view(&self) -> View {
         let strides = Strides::bhsd(self.shape.heads, self.shape.q_len, 1);
-        View { operand: Operand::Lse, base_bytes: 0, strides, dim: 1, element_bytes: 4 }
+        View { operand: Operand::Lse, base_bytes: 0, strides, dim: 1, element_bits: 32 }
     }
 
     /// Of weights or scores.
     pub(crate) fn matrix_view(&self, operand: Operand) -> View {
         let Shape { heads, q_len, kv_len, .. } = self.shape;
         let strides = Strides::bhsd(heads, q_len, kv_len);
-        View { operand, base_bytes: 0, strides, dim: kv_len, element_bytes: 4 }
+        View { operand, base_bytes: 0, strides, dim: kv_len, element_bits: 32 }
     }
 
     pub(crate) fn mask_view(&self) -> Option<PairView> {
@@ -217,7 +217,7 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
         let view = |bias: crate::Bias| PairView {
             operand: Operand::Bias,
             pairs: bias.pairs,
-            bits: 8 * bias.dtype.bytes(),
+            bits: bias.dtype.bits(),
         };
         self.problem.bias.map(view)
     }
@@ -227,8 +227,8 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
         let Views { q, k, v, out } = *self.views;
         let mut extents = vec![
             ("q", Extent::Queries(q)),
-            ("k", Extent::Keys(k)),
-            ("v", Extent::Keys(v)),
+            ("k", self.keys_extent(k)),
+            ("v", self.keys_extent(v)),
             ("out", Extent::Queries(out)),
         ];
         if self.problem.lse {
@@ -236,6 +236,13 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
         }
         extents.extend(self.pair_extents(all_keys));
         extents
+    }
+
+    fn keys_extent(&self, view: View) -> Extent {
+        match self.problem.pages {
+            Some(pages) => Extent::Pool { view, pages },
+            None => Extent::Keys(view),
+        }
     }
 
     /// Extents of the mask and the bias, of all keys or of ranges of them.
@@ -286,7 +293,11 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
     }
 
     pub(crate) fn keys(&self, block: &Block, keys: &Range<u32>, view: &View) -> Bound {
-        let bytes = view.bytes(&block.batch, &block.kv_heads(), keys);
+        let bytes = match self.problem.pages {
+            // Any sequence's keys may be in any page.
+            Some(pages) => view.bytes(&(0..pages.pages), &block.kv_heads(), &(0..pages.page_len)),
+            None => view.bytes(&block.batch, &block.kv_heads(), keys),
+        };
         Bound { operand: view.operand, bytes }
     }
 }

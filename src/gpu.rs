@@ -135,7 +135,7 @@ impl Gpu {
         let outputs: Vec<_> = (transfer.outputs.iter())
             .filter(|out| out.elements > 0)
             .map(|out| {
-                let bytes = out.elements as u64 * out.dtype.bytes();
+                let bytes = out.bytes();
                 let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
                     label: Some(out.operand.name()),
                     size: bytes.next_multiple_of(wgpu::COPY_BUFFER_ALIGNMENT),

@@ -62,6 +62,12 @@ pub(crate) struct Output {
     pub(crate) dtype: DType,
 }
 
+impl Output {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.dtype.bytes_of(self.elements as u64).expect("checked when it was asked for")
+    }
+}
+
 /// What goes up and what comes down, by operand.
 pub(crate) struct Transfer<'a> {
     pub(crate) inputs: Vec<(Operand, Data<'a>)>,
@@ -213,7 +219,7 @@ impl<'a> Transfer<'a> {
     }
 
     fn take(&mut self, operand: Operand, elements: u64, dtype: DType) -> Result<(), Error> {
-        let bytes = elements.checked_mul(DType::F32.bytes());
+        let bytes = DType::F32.bytes_of(elements);
         let fits = bytes.and_then(|bytes| isize::try_from(bytes).ok());
         let tensor = operand.name();
         let elements = fits.map(|_| elements).and_then(|n| usize::try_from(n).ok());
@@ -226,10 +232,7 @@ impl<'a> Transfer<'a> {
     pub(crate) fn check_sizes(&self, available: u64) -> Result<(), BindError> {
         let inputs =
             self.inputs.iter().map(|(operand, data)| (operand.name(), data.bytes().len() as u64));
-        let outputs = self
-            .outputs
-            .iter()
-            .map(|out| (out.operand.name(), out.elements as u64 * out.dtype.bytes()));
+        let outputs = self.outputs.iter().map(|out| (out.operand.name(), out.bytes()));
         let named = self.buffers.iter().map(|(name, data)| (&**name, data.bytes().len() as u64));
         for (name, required) in inputs.chain(outputs).chain(named) {
             if required > available {

@@ -90,6 +90,7 @@ impl ProblemKey {
             kv,
             out,
             rows,
+            page_len,
             softcap,
             alibi,
             sinks,
@@ -112,6 +113,7 @@ impl ProblemKey {
         add(alibi, "alibi");
         add(sinks, "sinks");
         add(lse, "lse");
+        add(page_len.is_some(), &format!("pages of {page_len:?}"));
         add(problem.weights, "weights");
         add(problem.needs_rows_alone(), "rows alone");
         add(mask.is_some(), &format!("mask {mask:?}"));
@@ -128,6 +130,8 @@ impl ProblemKey {
             Element::F16 => "f16",
             Element::PackedF16 => "packed f16",
             Element::PackedBf16 => "packed bf16",
+            Element::Q8 => "q8",
+            Element::Q4 => "q4",
         };
         let mask = match rows {
             Rows::Full => "full",

@@ -279,7 +279,7 @@ impl SelfAttention {
             base_bytes: first * ELEMENT_BYTES,
             strides,
             dim,
-            element_bytes: ELEMENT_BYTES,
+            element_bits: 8 * ELEMENT_BYTES,
         };
         let views = Views {
             q: view(q_region, 0, problem.q, s.head_dim),

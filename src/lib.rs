@@ -49,6 +49,7 @@ mod mask;
 mod pairs;
 mod function;
 mod layout;
+mod pages;
 mod inputs;
 mod sequence;
 pub mod reference;
@@ -83,6 +84,8 @@ mod runner;
 mod host;
 #[cfg(feature = "runner")]
 mod encoding;
+#[cfg(feature = "runner")]
+mod quantised;
 #[cfg(feature = "runner")]
 mod watcher;
 #[cfg(feature = "runner")]
@@ -122,6 +125,7 @@ pub use layer::SelfAttention;
 pub use layout::{Layout, Strides};
 pub use mask::{Diagonal, Mask};
 pub use matrices::{Matrices, MatrixInputs, MatrixKernel, MatrixKernels};
+pub use pages::Pages;
 pub use pairs::{Bias, BooleanMask, MaskFormat, Pairs};
 pub use pipeline::Checks;
 pub use plan::{Algorithm, Plan};

@@ -211,8 +211,9 @@ impl Plan {
                     continue;
                 }
                 let written = binding.access == crate::kernels::Access::ReadWrite;
-                // A slice of bits starts at a word, all others at an element.
-                let alignment = if binding.bits < 8 { 4 } else { u64::from(binding.bits / 8) };
+                // A slice of bits or of blocks starts at a word, all others at an element.
+                let words = binding.bits < 8 || binding.is_blocks();
+                let alignment = if words { 4 } else { u64::from(binding.bits / 8) };
                 let bytes = bound.bytes.end;
                 match needs.iter_mut().find(|need| need.operand == bound.operand) {
                     Some(need) => {
@@ -248,6 +249,7 @@ fn operands(problem: &Problem) -> Vec<Operand> {
         (kv_lens, Operand::KvLens),
         (packed, Operand::CuSeqlensQ),
         (packed, Operand::CuSeqlensK),
+        (problem.pages.is_some(), Operand::BlockTable),
         (problem.block_mask, Operand::BlockMask),
     ];
     known.extend(optional.iter().filter(|(given, _)| *given).map(|(_, operand)| *operand));

@@ -5,6 +5,7 @@ use crate::function::{self, MaskFunction, ScoreFunction};
 use crate::layout::{Layout, Strides};
 use crate::mask::{Diagonal, Mask};
 use crate::matrices::MatrixInputs;
+use crate::pages::Pages;
 use crate::pairs::{Bias, BooleanMask, MaskFormat, Pairs};
 use crate::shape::{DType, Shape};
 use std::sync::Arc;
@@ -102,6 +103,8 @@ pub struct Problem {
     pub mask_function: Option<MaskFunction>,
     /// A block mask made earlier is given.
     pub block_mask: bool,
+    /// Keys and values lie in pages.
+    pub pages: Option<Pages>,
     /// Results of a sequence do not depend on the batch around it.
     pub batch_invariant: bool,
     /// Which inputs may be rounded to f16 for matrix units.
@@ -137,6 +140,7 @@ impl Problem {
             score_function: None,
             mask_function: None,
             block_mask: false,
+            pages: None,
             batch_invariant: false,
             matrix_inputs: MatrixInputs::AsStored,
             dropout: None,
@@ -320,6 +324,21 @@ impl Problem {
         Self { block_mask: true, ..self }
     }
 
+    /// Keys and values lie in pages of a pool: k is `[pages, page_len, kv_heads, head_dim]`, v the same with
+    /// `v_head_dim`, and `block_table` says which page holds which positions. `kv_len` of the shape is the most
+    /// positions that a sequence may have. Other orders of the axes are given by strides, of which `batch` is that of
+    /// pages and `row` that of positions within one.
+    #[must_use]
+    pub fn with_pages(self, pages: Pages) -> Self {
+        let Shape { kv_heads, head_dim, v_head_dim, .. } = self.shape;
+        Self {
+            pages: Some(pages),
+            k: Strides::bshd(kv_heads, pages.page_len, head_dim),
+            v: Strides::bshd(kv_heads, pages.page_len, v_head_dim),
+            ..self
+        }
+    }
+
     /// Kernels, tiles and splits depend on the shape of one sequence only: its results have the same bits in every
     /// batch. Of packed sequences only the staged kernels and the CPU
     /// path can promise that.
@@ -355,6 +374,12 @@ impl Problem {
             self.shape.batch
         };
         Shape { batch, ..self.shape }
+    }
+
+    /// How many sequences, or pages, k and v have, and how many positions each.
+    pub(crate) fn kv_extents(&self) -> (u32, u32) {
+        let shape = self.tensor_shape();
+        self.pages.map_or((shape.batch, shape.kv_len), |pages| (pages.pages, pages.page_len))
     }
 
     /// Whether only kernels whose sums do not depend on tiles will do: the fused one's tiles of packed sequences hold

@@ -198,6 +198,9 @@ fn noise(dtype: DType, bytes: usize) -> Vec<u8> {
         DType::F32 => (0x3f00_0000, 0x807f_ffff),
         DType::F16 => (0x3800_3800, 0x83ff_83ff),
         DType::BF16 => (0x3f00_3f00, 0x807f_807f),
+        // A scale of 2^-9 or 2^-4, or of about half of either, in one word of nine or five: any bits of it are finite.
+        DType::Q8 => (0x1800_1800, 0x03ff_03ff),
+        DType::Q4 => (0x2c00_2c00, 0x03ff_03ff),
     };
     let mut state = 0x9e37_79b9_u32;
     let words = std::iter::repeat_with(|| {

@@ -72,14 +72,39 @@ pub enum DType {
     F16,
     /// 16-bit brain float, the upper half of an f32. Two of a 32-bit word, the first lowest.
     BF16,
+    /// Of k and v alone: blocks of 32 elements along `head_dim`, each of 9 words of 32 bits. The first holds the
+    /// block's scale as f16 in its lower half and 0 in its upper; the others four i8 each, the first lowest:
+    /// `x = scale * i8`. An element is off by at most half a scale, a 254th of the block's largest magnitude.
+    Q8,
+    /// Of k and v alone: blocks of 32 elements along `head_dim`, each of 5 words of 32 bits. The first holds the
+    /// block's scale as f16 in its lower half and its minimum as f16 in its upper; the others eight numbers from 0 to
+    /// 15 each, the first lowest: `x = minimum + scale * u4`. An element is off by at most half a scale, a 30th of
+    /// what the block spans.
+    Q4,
 }
 
 impl DType {
-    /// Bytes of one element.
-    pub const fn bytes(self) -> u64 {
+    /// Elements that share a scale.
+    pub const BLOCK: u32 = 32;
+
+    /// Bits of one element, its part of a scale among them.
+    pub const fn bits(self) -> u64 {
         match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
+            Self::F32 => 32,
+            Self::F16 | Self::BF16 => 16,
+            Self::Q8 => 9,
+            Self::Q4 => 5,
         }
+    }
+
+    /// Bytes of so many elements, whole blocks of them; `None` past u64.
+    pub(crate) fn bytes_of(self, elements: u64) -> Option<u64> {
+        // Tensors past 2^61 bytes are no buffer's.
+        elements.checked_mul(self.bits()).map(|bits| bits.div_ceil(8))
+    }
+
+    /// Whether elements come in blocks that share a scale.
+    pub const fn is_quantised(self) -> bool {
+        matches!(self, Self::Q8 | Self::Q4)
     }
 }

@@ -91,7 +91,7 @@ impl AttentionPlanner<'_, '_> {
                     self.keys(&block, &keys, &k),
                     scores_bound.clone(),
                 ];
-                bound.extend(self.shared(&features, Uses::Rows, &block, &keys));
+                bound.extend(self.shared(&features, Uses::Keys, &block, &keys));
                 let key_tiles = (keys.end - keys.start).div_ceil(block_n);
                 let total = head_tiles * u64::from(key_tiles);
                 let work = if features.every_tile() {
@@ -149,7 +149,7 @@ impl AttentionPlanner<'_, '_> {
                     |operand| Bound { operand, bytes: 0..sum_bytes },
                 );
                 let mut bound = vec![scores_bound.clone(), self.keys(&block, &keys, &v), to];
-                bound.extend(self.shared(&features, Uses::Rows, &block, &keys));
+                bound.extend(self.shared(&features, Uses::Keys, &block, &keys));
                 let columns = u64::from(shape.v_head_dim.div_ceil(block_n));
                 let pairs = self.pairs(&block, &keys, block_m, value, Across::Columns(columns));
                 let work = Work::of_pairs(head_tiles * columns, 0, pairs);

@@ -20,6 +20,7 @@ pub(crate) struct Tables {
     pub(crate) rows_at: u32,
     pub(crate) slopes_at: u32,
     pub(crate) sinks_at: u32,
+    pub(crate) pages_at: u32,
     pub(crate) classes: Classes,
     words: u64,
 }
@@ -73,6 +74,12 @@ impl AttentionPlanner<'_, '_> {
             Some(Slopes::PerSequence) => u64::from(problem.shape.batch) * u64::from(shape.heads),
         };
         let sinks = of(problem.sinks, shape.heads.into());
+        let pages = problem
+            .pages
+            .filter(|_| matches!(uses, Uses::Staged | Uses::Fused))
+            .map_or(0, |pages| {
+                u64::from(problem.shape.batch) * u64::from(pages.table_len(shape.kv_len))
+            });
         let (class_words, given) = classes.unwrap_or_default();
         let mut words = 0;
         let mut place = |n: u64| {
@@ -80,7 +87,7 @@ impl AttentionPlanner<'_, '_> {
             words += n;
             at
         };
-        let starts = [sequences * 8, rows, slopes, sinks].map(&mut place);
+        let starts = [sequences * 8, rows, slopes, sinks, pages].map(&mut place);
         // The classes are bound apart while they are written.
         let class_at = words.next_multiple_of(REGION_ALIGNMENT / 4);
         words = if class_words > 0 { class_at + class_words } else { words };
@@ -88,7 +95,7 @@ impl AttentionPlanner<'_, '_> {
         if bytes > limit.bytes() {
             return Err(limit.exceeded("the table of small inputs".to_owned(), bytes));
         }
-        [tables.sequences_at, tables.rows_at, tables.slopes_at, tables.sinks_at] =
+        [tables.sequences_at, tables.rows_at, tables.slopes_at, tables.sinks_at, tables.pages_at] =
             starts.map(narrow);
         tables.words = words;
         tables.classes = Classes { at: narrow(class_at), words: class_words, given };
@@ -104,6 +111,7 @@ impl AttentionPlanner<'_, '_> {
             diag_offsets: problem.mask.diagonal == Diagonal::PerSequence,
             slopes: slopes > 0,
             sinks: sinks > 0,
+            pages: pages > 0,
             block_mask: given,
         };
         let mut bound = Vec::new();
@@ -116,13 +124,14 @@ impl AttentionPlanner<'_, '_> {
             (Operand::DiagOffsets, sequences, gather.diag_offsets),
             (Operand::AlibiSlopes, slopes, gather.slopes),
             (Operand::Sinks, sinks, gather.sinks),
+            (Operand::BlockTable, pages, gather.pages),
             (Operand::BlockMask, class_words, gather.block_mask),
         ] {
             bound.extend(is_given.then(|| Bound { operand, bytes: 0..words * 4 }));
         }
         bound.push(tables.bound());
-        let invocations =
-            [sequences, rows, slopes, sinks, of(given, class_words)].into_iter().max().unwrap_or(0);
+        let invocations = [sequences, rows, slopes, sinks, pages, of(given, class_words)];
+        let invocations = invocations.into_iter().max().unwrap_or(0);
         if invocations == 0 {
             return Ok(tables);
         }
@@ -133,6 +142,7 @@ impl AttentionPlanner<'_, '_> {
             rows: narrow(rows),
             slopes: narrow(slopes),
             sinks: narrow(sinks),
+            pages: narrow(pages),
             classes: narrow(of(given, class_words)),
             q_len: shape.q_len,
             kv_len: shape.kv_len,
@@ -140,6 +150,7 @@ impl AttentionPlanner<'_, '_> {
             rows_at: tables.rows_at,
             slopes_at: tables.slopes_at,
             sinks_at: tables.sinks_at,
+            pages_at: tables.pages_at,
             classes_at: tables.classes.at,
             diagonal: match mask.diagonal {
                 Diagonal::Offset(offset) => offset,
@@ -148,6 +159,7 @@ impl AttentionPlanner<'_, '_> {
             bottom_right: (mask.diagonal == Diagonal::BottomRight).into(),
             left: mask.left.unwrap_or(0),
             right: mask.right.unwrap_or(0).saturating_add(1),
+            last_page: problem.pages.map_or(0, |pages| pages.pages - 1),
             open: u32::from(mask.left.is_none()) | u32::from(mask.right.is_none()) << 1,
             ..GatherParams::default()
         };

@@ -41,6 +41,8 @@ pub enum Operand {
     CuSeqlensQ,
     /// Where packed sequences of keys start.
     CuSeqlensK,
+    /// Which page holds which positions.
+    BlockTable,
     /// Classes of tiles, made earlier.
     BlockMask,
     /// A buffer of the caller's functions, by index.
@@ -93,6 +95,7 @@ impl Operand {
             Self::KvLens => "kv_lens",
             Self::CuSeqlensQ => "cu_seqlens_q",
             Self::CuSeqlensK => "cu_seqlens_k",
+            Self::BlockTable => "block_table",
             Self::BlockMask => "block_mask",
             Self::Buffer(_) => "buffer",
             Self::X => "x",
@@ -179,6 +182,9 @@ impl<'a> Tensors<'a> {
         cu_seqlens_q: CuSeqlensQ,
         /// `[batch + 1]` u32: starts at 0, never falls, ends at `kv_len`; else as `cu_seqlens_q`.
         cu_seqlens_k: CuSeqlensK,
+        /// `[batch, ceil(kv_len / page_len)]` u32: the pages of each sequence in the order of its positions. What lies
+        /// past its length may hold anything; a page that the pool does not have counts as its last.
+        block_table: BlockTable,
         /// What [`Attention::plan_block_mask`](crate::Attention::plan_block_mask) makes, as its input or its output.
         block_mask: BlockMask,
         /// `[batch, q_len, model_dim]`.

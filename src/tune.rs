@@ -315,7 +315,7 @@ fn refuse(problem: &Problem, features: wgpu::Features) -> Result<(), PlanError> 
 }
 
 fn bytes(small: &Small) -> usize {
-    usize::try_from(small.problem.out_dtype.bytes()).expect("2 or 4")
+    usize::try_from(small.problem.out_dtype.bits() / 8).expect("2 or 4")
 }
 
 /// Whether two kernels gave the same, but for rounding; what neither wrote is NaN.

@@ -14,17 +14,20 @@ impl AttentionPlanner<'_, '_> {
         let [batch, heads, q_len] = block.counts();
         let kv_len = keys.end - keys.start;
         let kv_heads = block.kv_heads().end - block.kv_heads().start;
-        let outer = |view: &View, heads: u32, rows: u32| {
+        let outer = |view: &View, [batch, heads, rows]: [u32; 3]| {
             [
                 stride(view.strides.batch, batch),
                 stride(view.strides.head, heads),
                 stride(view.strides.row, rows),
             ]
         };
-        let [q_batch, q_head, q_row] = outer(&q, heads, q_len);
-        let [k_batch, k_head, k_row] = outer(&k, kv_heads, kv_len);
-        let [v_batch, v_head, v_row] = outer(&v, kv_heads, kv_len);
-        let [out_batch, out_head, out_row] = outer(out, heads, q_len);
+        let [q_batch, q_head, q_row] = outer(&q, [batch, heads, q_len]);
+        // Of pages, and of positions within one, where there are any.
+        let (kv_batch, kv_rows) =
+            self.problem.pages.map_or((batch, kv_len), |pages| (pages.pages, pages.page_len));
+        let [k_batch, k_head, k_row] = outer(&k, [kv_batch, kv_heads, kv_rows]);
+        let [v_batch, v_head, v_row] = outer(&v, [kv_batch, kv_heads, kv_rows]);
+        let [out_batch, out_head, out_row] = outer(out, [batch, heads, q_len]);
         let lse = self.lse_view().strides;
         let Shape { q_len: all_q, kv_len: all_kv, .. } = self.problem.shape;
         let diagonal = self.problem.mask.diagonal(all_q, all_kv).unwrap_or(0);
@@ -86,6 +89,8 @@ impl AttentionPlanner<'_, '_> {
             slopes_at: self.tables.slopes_at,
             slopes_batch: if per_sequence { self.shape.heads } else { 0 },
             sinks_at: self.tables.sinks_at,
+            pages_at: self.tables.pages_at,
+            pages_row: self.problem.pages.map_or(0, |pages| pages.table_len(self.shape.kv_len)),
             ..AttentionParams::default()
         }
     }

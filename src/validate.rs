@@ -1,8 +1,9 @@
 //! Whether a problem is well-formed.
 
 use crate::error::ProblemError;
+use crate::pages::Pages;
 use crate::problem::{Lengths, Problem};
-use crate::shape::MAX_LEN;
+use crate::shape::{DType, MAX_LEN};
 
 impl Problem {
     /// Checks everything that can be checked without a device.
@@ -60,22 +61,72 @@ impl Problem {
             return Err(ProblemError::NothingHidden);
         }
         self.function_buffers()?;
+        self.validate_blocks()?;
+        if let Some(pages) = self.pages {
+            self.validate_pages(pages)?;
+        }
         let s = self.tensor_shape();
-        for (tensor, strides, heads, len, dim, dtype) in [
-            ("q", self.q, s.heads, s.q_len, s.head_dim, self.dtype),
-            ("k", self.k, s.kv_heads, s.kv_len, s.head_dim, self.kv_dtype),
-            ("v", self.v, s.kv_heads, s.kv_len, s.v_head_dim, self.kv_dtype),
-            ("out", self.out, s.heads, s.q_len, s.v_head_dim, self.out_dtype),
+        let (kv_batch, kv_len) = self.kv_extents();
+        for (tensor, strides, [batch, heads, len, dim], dtype) in [
+            ("q", self.q, [s.batch, s.heads, s.q_len, s.head_dim], self.dtype),
+            ("k", self.k, [kv_batch, s.kv_heads, kv_len, s.head_dim], self.kv_dtype),
+            ("v", self.v, [kv_batch, s.kv_heads, kv_len, s.v_head_dim], self.kv_dtype),
+            ("out", self.out, [s.batch, s.heads, s.q_len, s.v_head_dim], self.out_dtype),
         ] {
             let bytes = strides
-                .extent(s.batch, heads, len, dim)
-                .and_then(|elements| elements.checked_mul(dtype.bytes()));
+                .extent(batch, heads, len, dim)
+                .and_then(|elements| dtype.bytes_of(elements));
             if bytes.is_none_or(|bytes| bytes > i64::MAX.unsigned_abs()) {
                 return Err(ProblemError::Unaddressable { tensor });
             }
         }
         if !self.out.is_injective(s.batch, s.heads, s.q_len, s.v_head_dim) {
             return Err(ProblemError::OverlappingRows { tensor: "out", strides: self.out });
+        }
+        Ok(())
+    }
+
+    /// Blocks that share a scale: of keys and values alone, and whole ones.
+    fn validate_blocks(&self) -> Result<(), ProblemError> {
+        let bias = self.bias.map_or(DType::F32, |bias| bias.dtype);
+        for (tensor, dtype) in [("q", self.dtype), ("out", self.out_dtype), ("bias", bias)] {
+            if dtype.is_quantised() {
+                return Err(ProblemError::Quantised { tensor, dtype });
+            }
+        }
+        if !self.kv_dtype.is_quantised() {
+            return Ok(());
+        }
+        let s = self.shape;
+        for (what, found) in [
+            ("head_dim", u64::from(s.head_dim)),
+            ("v_head_dim", s.v_head_dim.into()),
+            ("the batch stride of k", self.k.batch),
+            ("the head stride of k", self.k.head),
+            ("the row stride of k", self.k.row),
+            ("the batch stride of v", self.v.batch),
+            ("the head stride of v", self.v.head),
+            ("the row stride of v", self.v.row),
+        ] {
+            if !found.is_multiple_of(DType::BLOCK.into()) {
+                let dtype = self.kv_dtype;
+                return Err(ProblemError::PartOfBlock { what, dtype, found });
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_pages(&self, pages: Pages) -> Result<(), ProblemError> {
+        if self.lengths == Lengths::Packed {
+            return Err(ProblemError::PackedPairs { what: "pages" });
+        }
+        for (axis, len) in [("page_len", pages.page_len), ("pages", pages.pages)] {
+            if len == 0 {
+                return Err(ProblemError::EmptyAxis { axis });
+            }
+            if len > MAX_LEN {
+                return Err(ProblemError::TooLong { axis, len, max: MAX_LEN });
+            }
         }
         Ok(())
     }

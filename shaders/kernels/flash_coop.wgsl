@@ -9,7 +9,7 @@
 // SPLIT: an input is the sum of two f16, of which the second holds 2^11 times the rest; of the four products the three
 // large ones are added up, the small ones first.
 // Expects: SIZE, BLOCK_Q, BLOCK_KV, THREADS, SPLIT, HEAD_DIM, V_HEAD_DIM, PAIRS, HEAVY, FragmentA, FragmentB,
-// FragmentC, finite_half, high_half, nearest_half, Params, block_begin, block_end, place_of, pair_score, pair_visible,
+// FragmentC, finite_half, high_half, nearest_half, Params, k_head_at, v_head_at, k_at, v_at, block_begin, block_end, place_of, pair_score, pair_visible,
 // tile_class, with_sink, load_q4, load_k4, load_v4, store_out4, store_lse.
 // Provides: flash_coop_kernel.
 const ROWS: u32 = BLOCK_Q / SIZE;                                   // fragments of rows
@@ -68,26 +68,26 @@ fn stage_q(lane: u32, first: u32, row_first: u32) {
     }
 }
 
-fn stage_k(lane: u32, first: u32, key_first: u32) {
+fn stage_k(lane: u32, batch: u32, first: u32, key_first: u32) {
     for (var i = lane; i < BLOCK_KV * (D_PAD / 4u); i += THREADS) {
         let row = key_first + i / (D_PAD / 4u);
         let d = i % (D_PAD / 4u) * 4u;
         var x = vec4<f32>();
         if row < params.kv_len && (HEAD_DIM % SIZE == 0u || d < HEAD_DIM) {
-            x = load_k4(first + row * params.k_row + d, HEAD_DIM - d);
+            x = load_k4(k_at(first, batch, row, 0u, false) + d, HEAD_DIM - d);
         }
         put4(i / (D_PAD / 4u) * PITCH + d, x);
     }
 }
 
 // A weight of 0 must not meet what is no finite f16: on the edge such values are 0 to all rows.
-fn stage_v(lane: u32, first: u32, key_first: u32, edge: bool) {
+fn stage_v(lane: u32, batch: u32, first: u32, key_first: u32, edge: bool) {
     for (var i = lane; i < BLOCK_KV * (V_PAD / 4u); i += THREADS) {
         let row = key_first + i / (V_PAD / 4u);
         let d = i % (V_PAD / 4u) * 4u;
         var x = vec4<f32>();
         if row < params.kv_len && (V_HEAD_DIM % SIZE == 0u || d < V_HEAD_DIM) {
-            x = load_v4(first + row * params.v_row + d, V_HEAD_DIM - d);
+            x = load_v4(v_at(first, batch, row, 0u, false) + d, V_HEAD_DIM - d);
         }
         if edge { x = finite_half(x); }
         put4(i / (V_PAD / 4u) * PITCH + d, x);
@@ -104,8 +104,8 @@ fn flash_coop_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
     let batch = id / params.tiles / params.heads;
     let kv_head = kv_head_of(head);
     let q_first = params.q_base + batch * params.q_batch + head * params.q_head;
-    let k_first = params.k_base + batch * params.k_batch + kv_head * params.k_head;
-    let v_first = params.v_base + batch * params.v_batch + kv_head * params.v_head;
+    let k_first = k_head_at(batch, kv_head);
+    let v_first = v_head_at(batch, kv_head);
     let out_first = params.out_base + batch * params.out_batch + head * params.out_head;
 
     let tile_q = params.tiles - 1u - tile;
@@ -157,7 +157,7 @@ fn flash_coop_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
             if kind == 0u { continue; }
             let edge = kind == 2u || key_first < all_begin || key_first + BLOCK_KV > all_end;
             workgroupBarrier();
-            stage_k(lane, k_first, key_first);
+            stage_k(lane, batch, k_first, key_first);
             workgroupBarrier();
             if works {
                 var s: array<FragmentC, S_FRAGMENTS>;
@@ -181,7 +181,7 @@ fn flash_coop_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
                 for (var n = 0u; n < S_FRAGMENTS; n++) { coopStoreT(s[n], &s_tile[s_to + n * SIZE], S_PITCH); }
             }
             workgroupBarrier();
-            stage_v(lane, v_first, key_first, edge);
+            stage_v(lane, batch, v_first, key_first, edge);
 
             let key = key_first + part * KEYS;
             var x: array<f32, KEYS>;

@@ -4,8 +4,8 @@
 // constant of the shader: loaded once for all invocations of a subgroup, with little arithmetic and checking around.
 // Tiles of CLASS_Q x CLASS_KV that no row sees are skipped, by the workgroup where none of its rows sees them, else by
 // the subgroup; what some row sees in part is masked ("edge").
-// Expects: HEAD_DIM, V_HEAD_DIM, BLOCK_Q, ROWS, KEYS, CLASS_Q, CLASS_KV, GUARD, Params, block_begin, block_end,
-// place_of, pair_score, pair_visible, tile_class, with_sink, load_q4, load_k4, load_v4, store_out4, store_lse.
+// Expects: HEAD_DIM, V_HEAD_DIM, BLOCK_Q, ROWS, KEYS, CLASS_Q, CLASS_KV, GUARD, Params, k_head_at, v_head_at, k_at, v_at, block_begin,
+// block_end, place_of, pair_score, pair_visible, tile_class, with_sink, load_q4, load_k4, load_v4, store_out4, store_lse.
 // Provides: flash_lane_kernel.
 const THREADS: u32 = BLOCK_Q / ROWS;
 const PAIRS_EACH: u32 = ROWS * KEYS;
@@ -44,8 +44,8 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
     let batch = id / params.tiles / params.heads;
     let kv_head = kv_head_of(head);
     let q_first = params.q_base + batch * params.q_batch + head * params.q_head;
-    let k_first = params.k_base + batch * params.k_batch + kv_head * params.k_head;
-    let v_first = params.v_base + batch * params.v_batch + kv_head * params.v_head;
+    let k_first = k_head_at(batch, kv_head);
+    let v_first = v_head_at(batch, kv_head);
 
     let row_first = tile * BLOCK_Q;
     let row_last = min(row_first + BLOCK_Q, params.q_len) - 1u;
@@ -98,7 +98,7 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
             for (var i = 0u; i < K_ROUNDS; i++) {
                 let item = k_item + i * THREADS;
                 if item < (key + KEYS) * D4 {
-                    let at = k_first + min(item / D4, params.kv_len - 1u) * params.k_row;
+                    let at = k_at(k_first, batch, min(item / D4, params.kv_len - 1u), 0u, false);
                     let d = item % D4 * 4u;
                     k_tile[item % (KEYS * D4)] = load_k4(at + d, HEAD_DIM - d);
                 }
@@ -106,7 +106,7 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
             for (var i = 0u; i < V_ROUNDS; i++) {
                 let item = v_item + i * THREADS;
                 if item < (key + KEYS) * V4 {
-                    let at = v_first + min(item / V4, params.kv_len - 1u) * params.v_row;
+                    let at = v_at(v_first, batch, min(item / V4, params.kv_len - 1u), 0u, false);
                     let d = item % V4 * 4u;
                     v_tile[item % (KEYS * V4)] = load_v4(at + d, V_HEAD_DIM - d);
                 }

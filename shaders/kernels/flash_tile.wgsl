@@ -7,8 +7,8 @@
 // HEAVY; those that some row sees in part are masked ("edge"), in loops that no compiler unrolls: `hidden` has a bit for
 // each of an invocation's pairs.
 // l is summed per invocation and over the row once, at the end.
-// Expects: HEAD_DIM, V_HEAD_DIM, V_COLUMNS, BLOCK_Q, TILE_M, PAIRS, HEAVY, ROLLED, Params, block_begin, block_end, place_of,
-// pair_score, pair_visible, tile_class, with_sink, load_q4, load_k4, load_v4, store_out4, store_lse, Lane, lane_of, share,
+// Expects: HEAD_DIM, V_HEAD_DIM, V_COLUMNS, BLOCK_Q, TILE_M, PAIRS, HEAVY, ROLLED, Params, k_head_at, v_head_at, k_at, v_at,
+// block_begin, block_end, place_of, pair_score, pair_visible, tile_class, with_sink, load_q4, load_k4, load_v4, store_out4, store_lse, Lane, lane_of, share,
 // row_max, row_sum.
 // Provides: flash_tile_kernel.
 const BLOCK_KV: u32 = 32u;
@@ -49,13 +49,10 @@ fn stage_q(w: Work, chunk: u32) {
 
 fn stage_k(w: Work, key_first: u32, edge: bool, chunk: u32) {
     let d = chunk * 32u + w.x * 4u;
-    let row = (key_first + w.y) * params.k_row;
-    let last = (params.kv_len - 1u) * params.k_row;
     for (var i = 0u; i < steps_of(KV_STEPS); i++) {
-        var at = row + i * ROW_GROUPS * params.k_row;
-        if edge { at = min(at, last); }
+        let at = k_at(w.k_first, w.batch, key_first + w.y, i * ROW_GROUPS, edge);
         var value = vec4<f32>();
-        if HEAD_DIM % 32u == 0u || d < HEAD_DIM { value = load_k4(w.k_first + at + d, HEAD_DIM - d); }
+        if HEAD_DIM % 32u == 0u || d < HEAD_DIM { value = load_k4(at + d, HEAD_DIM - d); }
         let key = w.y + i * ROW_GROUPS;
         kv_tile[(key % 4u * 8u + key / 4u) * PITCH + w.x] = value;
     }
@@ -63,13 +60,10 @@ fn stage_k(w: Work, key_first: u32, edge: bool, chunk: u32) {
 
 fn stage_v(w: Work, key_first: u32, edge: bool, chunk: u32) {
     let d = w.column + chunk * 32u + w.x * 4u;
-    let row = (key_first + w.y) * params.v_row;
-    let last = (params.kv_len - 1u) * params.v_row;
     for (var i = 0u; i < steps_of(KV_STEPS); i++) {
-        var at = row + i * ROW_GROUPS * params.v_row;
-        if edge { at = min(at, last); }
+        let at = v_at(w.v_first, w.batch, key_first + w.y, i * ROW_GROUPS, edge);
         var value = vec4<f32>();
-        if V_HEAD_DIM % 32u == 0u || d < V_HEAD_DIM { value = load_v4(w.v_first + at + d, V_HEAD_DIM - d); }
+        if V_HEAD_DIM % 32u == 0u || d < V_HEAD_DIM { value = load_v4(at + d, V_HEAD_DIM - d); }
         kv_tile[(w.y + i * ROW_GROUPS) * PITCH + w.x] = value;
     }
 }
@@ -238,8 +232,7 @@ fn flash_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: La
     let lane = lane_of(place_in_group);
     let w = Work(batch, head, row_first, row_last, id % SLICES * V_COLUMNS,
                  params.q_base + batch * params.q_batch + head * params.q_head,
-                 params.k_base + batch * params.k_batch + kv_head * params.k_head,
-                 params.v_base + batch * params.v_batch + kv_head * params.v_head, lane % 8u, lane / 8u);
+                 k_head_at(batch, kv_head), v_head_at(batch, kv_head), lane % 8u, lane / 8u);
     let end = block_end(batch, row_last);
     let whole_begin = block_begin(batch, row_last);                 // every row sees the keys from here ...
     let whole_end = min(block_end(batch, row_first), end);          // ... to here

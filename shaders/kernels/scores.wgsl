@@ -1,9 +1,10 @@
 // s[i, j] = <q_i, k_j>, raw: the second stage scales them.
 // One workgroup owns BLOCK_M queries x BLOCK_N keys of one head. A tile that no row of it sees is not written,
 // unless EVERY_TILE.
-// Expects: HEAD_DIM, EVERY_TILE, q, k, scores, Params, block_begin, block_end, load_q4, load_k4, Invocation, product.
+// Expects: HEAD_DIM, EVERY_TILE, q, k, scores, Params, k_head_at, k_at, block_begin, block_end, load_q4, load_k4, Invocation, product.
 // Provides: scores_kernel.
 var<private> q_first: u32;
+var<private> kv_batch: u32;
 var<private> k_first: u32;
 var<private> scores_first: u32;
 
@@ -14,7 +15,7 @@ fn fetch_a4(m: u32, k: u32) -> vec4<f32> {
 
 fn fetch_b4(n: u32, k: u32) -> vec4<f32> {
     if HEAD_DIM % CHUNK != 0u && k >= HEAD_DIM { return vec4<f32>(); }
-    return load_k4(k_first + min(n, params.kv_len - 1u) * params.k_row + k, HEAD_DIM - k);
+    return load_k4(k_at(k_first, kv_batch, min(n, params.kv_len - 1u), 0u, false) + k, HEAD_DIM - k);
 }
 
 fn emit(m: u32, n: u32, c: f32) {
@@ -35,7 +36,8 @@ fn scores_kernel(invocation: Invocation) {
     let last = min(m + BLOCK_M, params.q_len) - 1u;
     if !EVERY_TILE && (n + BLOCK_N <= block_begin(batch, m) || n >= block_end(batch, last)) { return; }
     q_first = params.q_base + batch * params.q_batch + head * params.q_head;
-    k_first = params.k_base + batch * params.k_batch + kv_head_of(head) * params.k_head;
+    kv_batch = batch;
+    k_first = k_head_at(batch, kv_head_of(head));
     scores_first = params.scores_base + batch * params.scores_batch + head * params.scores_head + params.kv_first;
     product(invocation, m, n, params.q_len, params.kv_len, 0u, HEAD_DIM, 0u, HEAD_DIM);
 }

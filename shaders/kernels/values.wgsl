@@ -1,8 +1,9 @@
 // o_i = sum over j of p[i, j] * v_j (+ o_i, where the keys come in ranges).
 // One workgroup owns BLOCK_M rows x BLOCK_N columns of one head, and walks the keys that some row of it sees.
-// Expects: V_HEAD_DIM, PAIRS, Params, block_begin, block_end, load_scores4, load_v, put_out,
+// Expects: V_HEAD_DIM, PAIRS, Params, v_head_at, v_at, block_begin, block_end, load_scores4, load_v, put_out,
 // product.
 // Provides: values_kernel.
+var<private> kv_batch: u32;
 var<private> v_first: u32;
 var<private> out_first: u32;
 var<private> scores_first: u32;
@@ -15,8 +16,10 @@ fn fetch_a4(m: u32, k: u32) -> vec4<f32> {
 fn fetch_b4(n: u32, k: u32) -> vec4<f32> {
     let column = v_first + min(n, V_HEAD_DIM - 1u);
     let last = params.kv_len - 1u;
-    return vec4<f32>(load_v(column + min(k, last) * params.v_row), load_v(column + min(k + 1u, last) * params.v_row),
-                     load_v(column + min(k + 2u, last) * params.v_row), load_v(column + min(k + 3u, last) * params.v_row));
+    return vec4<f32>(load_v(v_at(column, kv_batch, min(k, last), 0u, false)),
+                     load_v(v_at(column, kv_batch, min(k + 1u, last), 0u, false)),
+                     load_v(v_at(column, kv_batch, min(k + 2u, last), 0u, false)),
+                     load_v(v_at(column, kv_batch, min(k + 3u, last), 0u, false)));
 }
 
 fn emit(m: u32, n: u32, c: f32) { put_out(out_first + m * params.out_row + n, c); }
@@ -31,7 +34,8 @@ fn values_kernel(invocation: Invocation) {
     let head = id / n_tiles / params.tiles % params.heads;
     let batch = id / n_tiles / params.tiles / params.heads;
     let last = min(m + BLOCK_M, params.q_len) - 1u;
-    v_first = params.v_base + batch * params.v_batch + kv_head_of(head) * params.v_head;
+    kv_batch = batch;
+    v_first = v_head_at(batch, kv_head_of(head));
     out_first = params.out_base + batch * params.out_batch + head * params.out_head;
     scores_first = params.scores_base + batch * params.scores_batch + head * params.scores_head + params.kv_first;
     product(invocation, m, n, params.q_len, V_HEAD_DIM,

@@ -7,7 +7,7 @@ use crate::problem::ScoreStage;
 use crate::shape::DType;
 
 /// How many values each feature has.
-const VALUES: [usize; 12] = [6, 4, 3, 4, 2, 2, 2, 2, 2, 2, 2, 4];
+const VALUES: [usize; 13] = [8, 4, 3, 4, 2, 2, 2, 2, 2, 2, 2, 4, 2];
 
 type Choice = [usize; VALUES.len()];
 
@@ -19,15 +19,17 @@ fn elements(choice: usize, native_f16: bool) -> [Element; 3] {
         2 => [bf16; 3],
         3 => [f32, f16, f32],
         4 => [f32, f16, bf16],
+        5 => [f32, DType::Q8, f32],
+        6 => [f16, DType::Q4, f16],
         _ => [f32, bf16, f16],
     };
     types.map(|dtype| Element::of(dtype, native_f16))
 }
 
-/// Packed sequences have neither mask nor bias, classes need something that hides pairs.
+/// Packed sequences have neither mask nor bias nor pages, classes need something that hides pairs.
 fn is_valid(choice: &Choice) -> bool {
-    let [_, rows, mask, bias, _, _, _, _, visible, classes, ..] = *choice;
-    !(rows == 3 && (mask > 0 || bias > 0))
+    let [_, rows, mask, bias, _, _, _, _, visible, classes, _, _, paged] = *choice;
+    !(rows == 3 && (mask > 0 || bias > 0 || paged > 0))
         && !(classes == 1 && mask == 0 && bias == 0 && visible == 0)
 }
 
@@ -41,8 +43,21 @@ fn text(name: &str, wgsl: &str, buffer: &str) -> Text {
 }
 
 fn features(choice: &Choice, native_f16: bool) -> Features {
-    let [elements_of, rows, mask, bias, softcap, alibi, sinks, score, visible, classes, lse, kept] =
-        *choice;
+    let [
+        elements_of,
+        rows,
+        mask,
+        bias,
+        softcap,
+        alibi,
+        sinks,
+        score,
+        visible,
+        classes,
+        lse,
+        kept,
+        paged,
+    ] = *choice;
     let [q, kv, out] = elements(elements_of, native_f16);
     let score = (score == 1).then(|| {
         text(
@@ -61,7 +76,7 @@ fn features(choice: &Choice, native_f16: bool) -> Features {
         )
     });
     // The 8 buffers of the fused kernel: q, k, v, out, and these four; lse, tables, mask and bias come first.
-    let tables = alibi + sinks + classes > 0 || rows > 1;
+    let tables = alibi + sinks + classes + paged > 0 || rows > 1;
     let used = lse + usize::from(tables) + usize::from(mask > 0) + usize::from(bias > 0);
     let (score, visible) = if used == 4 { (None, None) } else { (score, visible) };
     let classes = classes == 1 && (mask > 0 || bias > 0 || visible.is_some());
@@ -70,6 +85,7 @@ fn features(choice: &Choice, native_f16: bool) -> Features {
         kv,
         out,
         rows: [Rows::Full, Rows::Band, Rows::Sequences, Rows::Packed][rows],
+        page_len: [None, Some(16)][paged],
         softcap: softcap == 1,
         alibi: alibi == 1,
         sinks: sinks == 1,

@@ -21,6 +21,10 @@ pub(crate) enum Element {
     PackedF16,
     /// bf16, two of a 32-bit word.
     PackedBf16,
+    /// Blocks of i8.
+    Q8,
+    /// Blocks of four bits.
+    Q4,
 }
 
 impl Element {
@@ -31,6 +35,8 @@ impl Element {
             DType::F16 if native => Self::F16,
             DType::F16 => Self::PackedF16,
             DType::BF16 => Self::PackedBf16,
+            DType::Q8 => Self::Q8,
+            DType::Q4 => Self::Q4,
         }
     }
 
@@ -40,7 +46,12 @@ impl Element {
     }
 
     fn bits(self) -> u32 {
-        if self == Self::F32 { 32 } else { 16 }
+        match self {
+            Self::F32 => 32,
+            Self::F16 | Self::PackedF16 | Self::PackedBf16 => 16,
+            Self::Q8 => 9,
+            Self::Q4 => 5,
+        }
     }
 
     fn binding(self, name: &'static str, access: Access, vec4: bool) -> Binding {
@@ -52,7 +63,7 @@ impl Element {
             (Self::PackedF16 | Self::PackedBf16, true, _) => "vec2<u32>",
             // Neighbours share a word: their writers must not undo one another.
             (Self::PackedF16 | Self::PackedBf16, false, Access::ReadWrite) => "atomic<u32>",
-            (Self::PackedF16 | Self::PackedBf16, false, _) => "u32",
+            (Self::PackedF16 | Self::PackedBf16, false, _) | (Self::Q8 | Self::Q4, ..) => "u32",
         };
         Binding { name: Cow::Borrowed(name), access, element, bits: self.bits() }
     }
@@ -60,6 +71,18 @@ impl Element {
     /// An input, read four elements at a time where it may be, and the files that load it.
     pub(super) fn read(self, name: &'static str, vec4: bool) -> (Binding, Vec<File>) {
         let unpack = match self {
+            Self::Q8 => {
+                return (
+                    self.binding(name, Access::Read, vec4),
+                    vec![file!("load/q8.wgsl").of(name)],
+                );
+            }
+            Self::Q4 => {
+                return (
+                    self.binding(name, Access::Read, vec4),
+                    vec![file!("load/q4.wgsl").of(name)],
+                );
+            }
             Self::F32 | Self::F16 => None,
             Self::PackedF16 => Some(file!("load/unpack_f16.wgsl").of(name)),
             Self::PackedBf16 => Some(file!("load/unpack_bf16.wgsl").of(name)),
@@ -77,6 +100,7 @@ impl Element {
     /// `out`, written four elements at a time where it may be, and the files that store it.
     pub(super) fn write_out(self, vec4: bool) -> (Binding, Vec<File>) {
         let half = match self {
+            Self::Q8 | Self::Q4 => unreachable!("validated: results are no blocks"),
             Self::F32 | Self::F16 => None,
             Self::PackedF16 => Some(file!("store/half_f16.wgsl")),
             Self::PackedBf16 => Some(file!("store/half_bf16.wgsl")),
@@ -118,6 +142,8 @@ pub(crate) struct Features {
     pub(crate) kv: Element,
     pub(crate) out: Element,
     pub(crate) rows: Rows,
+    /// Positions of a page, where keys and values lie in pages.
+    pub(crate) page_len: Option<u32>,
     pub(crate) softcap: bool,
     pub(crate) alibi: bool,
     pub(crate) sinks: bool,
@@ -136,12 +162,14 @@ pub(crate) struct Features {
 /// Which features a kernel has a use for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Uses {
-    /// What rows see.
-    Rows,
-    /// That, and the scores of pairs and which are visible.
+    /// What rows see, and where keys and values lie.
+    Keys,
+    /// What rows see, the scores of pairs and which are visible.
     Pairs,
     /// That, and sinks.
     Softmax,
+    /// What any of the three stages has a use for.
+    Staged,
     /// That, and classes.
     Fused,
     /// Sinks alone.
@@ -163,6 +191,7 @@ impl Features {
             kv: element(problem.kv_dtype),
             out: element(problem.out_dtype),
             rows,
+            page_len: problem.pages.map(|pages| pages.page_len),
             softcap: problem.softcap.is_some(),
             alibi: problem.alibi.is_some(),
             sinks: problem.sinks,
@@ -184,6 +213,7 @@ impl Features {
             kv: Element::F32,
             out: Element::F32,
             rows: Rows::Full,
+            page_len: None,
             softcap: false,
             alibi: false,
             sinks: false,
@@ -233,14 +263,16 @@ impl Features {
 
     /// Whether the kernel binds the table of small inputs.
     pub(crate) fn binds_tables(&self, uses: Uses) -> bool {
-        let (pairs, sinks, classes) = match uses {
-            Uses::Rows => (false, false, false),
-            Uses::Pairs => (true, false, false),
-            Uses::Softmax => (true, true, false),
-            Uses::Fused => (true, true, true),
+        let (keys, pairs, sinks, classes) = match uses {
+            Uses::Keys => (true, false, false, false),
+            Uses::Pairs => (false, true, false, false),
+            Uses::Softmax => (false, true, true, false),
+            Uses::Staged => (true, true, true, false),
+            Uses::Fused => (true, true, true, true),
             Uses::Sinks => return self.sinks,
         };
         self.rows.in_tables()
+            || keys && self.page_len.is_some()
             || pairs && self.alibi
             || sinks && self.sinks
             || classes && self.classes
@@ -248,7 +280,7 @@ impl Features {
 
     /// Whether the kernel binds masks, biases and the callers' buffers.
     pub(crate) fn binds_pairs(uses: Uses) -> bool {
-        !matches!(uses, Uses::Rows | Uses::Sinks)
+        !matches!(uses, Uses::Keys | Uses::Sinks)
     }
 
     /// The bindings that come after a kernel's own: tables, mask, bias, the functions' buffers.
@@ -289,6 +321,14 @@ impl Features {
         }
     }
 
+    /// Adds what says where rows of keys and values lie.
+    pub(super) fn add_keys(&self, source: Source) -> Source {
+        match self.page_len {
+            None => source.file(file!("kv/contiguous.wgsl")),
+            Some(page_len) => source.constant("PAGE_LEN", page_len).file(file!("kv/paged.wgsl")),
+        }
+    }
+
     /// Adds what says which sinks there are.
     pub(super) fn add_sinks(&self, source: Source) -> Source {
         source.file(if self.sinks { file!("score/sink.wgsl") } else { file!("score/no_sink.wgsl") })
@@ -324,6 +364,7 @@ impl Features {
                 DType::F32 => file!("score/bias_f32.wgsl"),
                 DType::F16 => file!("score/bias_f16.wgsl"),
                 DType::BF16 => file!("score/bias_bf16.wgsl"),
+                DType::Q8 | DType::Q4 => unreachable!("validated: a bias is no blocks"),
             });
         }
         let either = |given: bool, yes: File, no: File| if given { yes } else { no };

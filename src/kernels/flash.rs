@@ -26,7 +26,7 @@ pub(super) fn source(
         .constant("BLOCK_Q", block_q)
         .flag("PAIRS", c.hides_pairs())
         .alias("OutElement", c.out.alias());
-    let source = c.add_sinks(c.add_pairs(c.add_rows(source)));
+    let source = c.add_sinks(c.add_pairs(c.add_keys(c.add_rows(source))));
     let source = source
         .file(if c.classes { file!("classes/table.wgsl") } else { file!("classes/none.wgsl") })
         .files(load_q)

@@ -41,8 +41,8 @@ pub enum Access {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Binding {
-    /// Its name in WGSL. The params field `NAME_base` takes the first element's index; a buffer of a caller's
-    /// function starts at its binding.
+    /// Its name in WGSL. The params field `NAME_base` takes the first element's index, `NAME_words` the first word's of
+    /// elements in blocks; a buffer of a caller's function starts at its binding.
     pub name: Cow<'static, str>,
     /// What the kernel does with it.
     pub access: Access,
@@ -71,9 +71,15 @@ impl Binding {
         Self { name: Cow::Borrowed(name), access: Access::ReadWrite, element, bits: 32 }
     }
 
+    /// Whether elements come in blocks that share a scale.
+    pub(crate) fn is_blocks(&self) -> bool {
+        !self.bits.is_power_of_two() && self.bits > 0
+    }
+
     /// Bytes of one WGSL element of a storage binding: where it starts must be a multiple.
     pub(crate) fn element_bytes(&self) -> u64 {
         match self.element {
+            "u32" if self.is_blocks() => 4,
             "vec4<f32>" => 16,
             "vec4<f16>" | "vec2<u32>" => 8,
             "f16" => 2,

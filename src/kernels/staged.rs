@@ -92,9 +92,9 @@ impl From<Scores<'_>> for Kernel {
             .with_f16([features.q, features.kv].contains(&Element::F16))
             .constant("HEAD_DIM", c.head_dim)
             .flag("EVERY_TILE", features.every_tile());
-        let source = features.add_rows(source).files(load_q).files(load_k);
+        let source = features.add_keys(features.add_rows(source)).files(load_q).files(load_k);
         let mut bindings = vec![Binding::PARAMS, q, k, Binding::write("scores", "f32")];
-        bindings.extend(features.bindings(Uses::Rows));
+        bindings.extend(features.bindings(Uses::Keys));
         Self {
             name: "scores",
             source: c.product.add_to(source, false, false).file(file!("kernels/scores.wgsl")),
@@ -172,9 +172,10 @@ impl From<Values<'_>> for Kernel {
             .constant("V_HEAD_DIM", c.v_head_dim)
             .flag("PAIRS", features.hides_pairs())
             .alias("OutElement", features.out.alias());
-        let source = features.add_rows(source).files(load_scores).files(load_v).files(store_out);
+        let source = features.add_keys(features.add_rows(source));
+        let source = source.files(load_scores).files(load_v).files(store_out);
         let mut bindings = vec![Binding::PARAMS, scores, v, out];
-        bindings.extend(features.bindings(Uses::Rows));
+        bindings.extend(features.bindings(Uses::Keys));
         Self {
             name: "values",
             source: c

@@ -9,11 +9,11 @@ params! {
     /// Uniforms of `kernels/gather.wgsl`. Bases are filled in when buffers are bound.
     GatherParams {
         grid_width: u32, workgroup_first: u32, workgroups: u32,
-        sequences: u32, rows: u32, slopes: u32, sinks: u32, classes: u32,
-        q_len: u32, kv_len: u32, sequences_at: u32, rows_at: u32, slopes_at: u32, sinks_at: u32, classes_at: u32,
+        sequences: u32, rows: u32, slopes: u32, sinks: u32, pages: u32, classes: u32,
+        q_len: u32, kv_len: u32, sequences_at: u32, rows_at: u32, slopes_at: u32, sinks_at: u32, pages_at: u32, classes_at: u32,
         q_lens_base: u32, kv_lens_base: u32, cu_seqlens_q_base: u32, cu_seqlens_k_base: u32,
-        diag_offsets_base: u32, alibi_slopes_base: u32, sinks_base: u32, block_mask_base: u32, tables_base: u32,
-        diagonal: i32, bottom_right: u32, left: u32, right: u32, open: u32,
+        diag_offsets_base: u32, alibi_slopes_base: u32, sinks_base: u32, block_table_base: u32, block_mask_base: u32, tables_base: u32,
+        diagonal: i32, bottom_right: u32, left: u32, right: u32, open: u32, last_page: u32,
     }
 }
 
@@ -26,6 +26,7 @@ pub(crate) struct Gather {
     pub(crate) diag_offsets: bool,
     pub(crate) slopes: bool,
     pub(crate) sinks: bool,
+    pub(crate) pages: bool,
     pub(crate) block_mask: bool,
 }
 
@@ -34,7 +35,7 @@ pub(crate) const THREADS: u32 = 64;
 
 impl Gather {
     /// Every input, in the order of bindings.
-    pub(crate) fn inputs(self) -> [(&'static str, bool); 8] {
+    pub(crate) fn inputs(self) -> [(&'static str, bool); 9] {
         [
             ("q_lens", self.q_lens),
             ("kv_lens", self.kv_lens),
@@ -43,6 +44,7 @@ impl Gather {
             ("diag_offsets", self.diag_offsets),
             ("alibi_slopes", self.slopes),
             ("sinks", self.sinks),
+            ("block_table", self.pages),
             ("block_mask", self.block_mask),
         ]
     }
@@ -58,6 +60,7 @@ impl From<Gather> for Kernel {
             .flag("DIAGONALS", c.diag_offsets)
             .flag("SLOPES", c.slopes)
             .flag("SINKS", c.sinks)
+            .flag("PAGES", c.pages)
             .flag("BLOCK_MASK", c.block_mask);
         let mut bindings = vec![Binding::PARAMS];
         for (name, given) in c.inputs() {
@@ -115,6 +118,7 @@ pub(super) fn variants(tuning: &Tuning, covering: &[Features]) -> Vec<Kernel> {
         diag_offsets: true,
         slopes: true,
         sinks: true,
+        pages: true,
         block_mask: true,
         packed: false,
     };
