@@ -343,6 +343,16 @@ pub enum Error {
         /// Largest.
         max: u32,
     },
+    /// A page that is in use is not one of the pool's.
+    #[error("block_table[{index}] is {found}, the pool has {pages} pages")]
+    Page {
+        /// Index of the entry.
+        index: usize,
+        /// Given.
+        found: u32,
+        /// Of the pool.
+        pages: u32,
+    },
     /// No adapter answers the request.
     #[error("no adapter: {0}")]
     NoAdapter(String),

@@ -7,6 +7,7 @@ use crate::layer::SelfAttention;
 use crate::mask::Diagonal;
 use crate::pairs::MaskFormat;
 use crate::problem::{Lengths, Problem, Slopes};
+use crate::sequence::Sequence;
 use crate::shape::DType;
 use crate::tensors::Operand;
 
@@ -80,24 +81,31 @@ impl<'a> Transfer<'a> {
     pub(crate) fn of_problem(problem: &Problem, inputs: &Inputs<'a>) -> Result<Self, Error> {
         problem.validate()?;
         check_sequences(problem, inputs)?;
+
         let s = problem.tensor_shape();
         let rows = u64::from(s.batch) * u64::from(s.heads) * u64::from(s.q_len);
-        let extent = |strides: crate::Strides, heads, len, dim| {
-            strides.extent(s.batch, heads, len, dim).expect("validated")
+        let extent = |strides: crate::Strides, [batch, heads, len, dim]: [u32; 4]| {
+            strides.extent(batch, heads, len, dim).expect("validated")
         };
+        let (kv_batch, kv_len) = problem.kv_extents();
         let mut transfer = Self { inputs: Vec::new(), buffers: Vec::new(), outputs: Vec::new() };
         for (operand, data, required, dtype) in [
-            (Operand::Q, inputs.q, extent(problem.q, s.heads, s.q_len, s.head_dim), problem.dtype),
+            (
+                Operand::Q,
+                inputs.q,
+                extent(problem.q, [s.batch, s.heads, s.q_len, s.head_dim]),
+                problem.dtype,
+            ),
             (
                 Operand::K,
                 inputs.k,
-                extent(problem.k, s.kv_heads, s.kv_len, s.head_dim),
+                extent(problem.k, [kv_batch, s.kv_heads, kv_len, s.head_dim]),
                 problem.kv_dtype,
             ),
             (
                 Operand::V,
                 inputs.v,
-                extent(problem.v, s.kv_heads, s.kv_len, s.v_head_dim),
+                extent(problem.v, [kv_batch, s.kv_heads, kv_len, s.v_head_dim]),
                 problem.kv_dtype,
             ),
         ] {
@@ -134,12 +142,14 @@ impl<'a> Transfer<'a> {
         if let Some(data) = optional(Operand::DiagOffsets, inputs.diag_offsets, offsets, true)? {
             transfer.give(Operand::DiagOffsets, Data::Bytes(bytemuck::cast_slice(data).to_vec()));
         }
+        check_pages(problem, inputs)?;
         let [q_lens, kv_lens, cu_seqlens] = sequence_counts(problem);
         for (operand, data, elements) in [
             (Operand::QLens, inputs.q_lens, q_lens),
             (Operand::KvLens, inputs.kv_lens, kv_lens),
             (Operand::CuSeqlensQ, inputs.cu_seqlens_q, cu_seqlens),
             (Operand::CuSeqlensK, inputs.cu_seqlens_k, cu_seqlens),
+            (Operand::BlockTable, inputs.block_table, table_len(problem)),
         ] {
             if let Some(data) = optional(operand, data, elements, true)? {
                 transfer.give(operand, Data::Bytes(bytemuck::cast_slice(data).to_vec()));
@@ -161,7 +171,7 @@ impl<'a> Transfer<'a> {
             let what = "a block mask in host memory";
             return Err(crate::PlanError::NotSupported { what }.into());
         }
-        let out = extent(problem.out, s.heads, s.q_len, s.v_head_dim);
+        let out = extent(problem.out, [s.batch, s.heads, s.q_len, s.v_head_dim]);
         transfer.take(Operand::Out, out, problem.out_dtype)?;
         let matrix = rows.saturating_mul(s.kv_len.into());
         for (operand, asked, elements) in [
@@ -302,6 +312,29 @@ fn sequence_counts(problem: &Problem) -> [Option<u64>; 3] {
         Lengths::PerSequence { q, kv } => [q.then_some(batch), kv.then_some(batch), None],
         Lengths::Packed => [None, None, Some(batch + 1)],
     }
+}
+
+/// Entries of `block_table`, where the problem has one.
+fn table_len(problem: &Problem) -> Option<u64> {
+    let s = problem.shape;
+    problem.pages.map(|pages| u64::from(s.batch) * u64::from(pages.table_len(s.kv_len)))
+}
+
+/// That the pages of every position within a sequence's length are the pool's.
+fn check_pages(problem: &Problem, inputs: &Inputs<'_>) -> Result<(), Error> {
+    let (Some(pages), Some(needed)) = (problem.pages, table_len(problem)) else { return Ok(()) };
+    let table = checked(Operand::BlockTable, inputs.block_table, needed, true)?;
+    let row = pages.table_len(problem.shape.kv_len);
+    for batch in 0..problem.shape.batch {
+        let first = batch as usize * row as usize;
+        let used = pages.table_len(Sequence::of(problem, inputs, batch).kv_len) as usize;
+        let wrong = table[first..][..used].iter().position(|page| *page >= pages.pages);
+        if let Some(at) = wrong.map(|at| first + at) {
+            let (found, pages) = (table[at], pages.pages);
+            return Err(Error::Page { index: at, found, pages });
+        }
+    }
+    Ok(())
 }
 
 /// Lengths in host memory are checked; those in buffers are clamped where they are read.

@@ -13,9 +13,9 @@ use crate::sequence::Place;
 pub struct Inputs<'a> {
     /// `[batch, heads, q_len, head_dim]`.
     pub q: &'a [f32],
-    /// `[batch, kv_heads, kv_len, head_dim]`.
+    /// `[batch, kv_heads, kv_len, head_dim]`, or `[pages, page_len, kv_heads, head_dim]`.
     pub k: &'a [f32],
-    /// `[batch, kv_heads, kv_len, v_head_dim]`.
+    /// `[batch, kv_heads, kv_len, v_head_dim]`, or `[pages, page_len, kv_heads, v_head_dim]`.
     pub v: &'a [f32],
     /// As the boolean mask's axes and strides say, one a pair; true attends.
     pub mask: &'a [bool],
@@ -35,6 +35,8 @@ pub struct Inputs<'a> {
     pub cu_seqlens_q: &'a [u32],
     /// `[batch + 1]`.
     pub cu_seqlens_k: &'a [u32],
+    /// `[batch, ceil(kv_len / page_len)]`; what lies past a sequence's length may be anything.
+    pub block_table: &'a [u32],
     /// The buffers of the caller's functions, by name, as 32-bit words. The functions' closures do not read them.
     pub buffers: Vec<(&'a str, &'a [u32])>,
 }
@@ -73,6 +75,17 @@ impl<'a> Inputs<'a> {
         cu_seqlens_q: u32,
         /// Gives where sequences of keys start.
         cu_seqlens_k: u32,
+        /// Gives which page holds which positions.
+        block_table: u32,
+    }
+
+    /// Where a key and its value lie: their sequence or page, and their row in it. A page that the pool does not have is
+    /// its last.
+    pub(crate) fn key_at(&self, problem: &Problem, batch: u32, key: u32) -> (u32, u32) {
+        let Some(pages) = problem.pages else { return (batch, key) };
+        let row = batch as usize * pages.table_len(problem.shape.kv_len) as usize;
+        let page = self.block_table[row + (key / pages.page_len) as usize];
+        (page.min(pages.pages - 1), key % pages.page_len)
     }
 
     /// Gives a buffer of the caller's functions, as 32-bit words.

@@ -55,7 +55,8 @@ pub fn row(problem: &Problem, inputs: &Inputs<'_>, (batch, head, row): (u32, u32
         if problem.scores.is_none() && !visible.contains(&j) {
             continue;
         }
-        let key = line(inputs.k, problem.k, (batch, kv_head, j), s.head_dim);
+        let (outer, key_row) = inputs.key_at(problem, batch, j);
+        let key = line(inputs.k, problem.k, (outer, kv_head, key_row), s.head_dim);
         let dot: f64 = query.iter().zip(key).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
         let raw = dot * f64::from(problem.effective_scale());
         let capped = pair.capped(raw);
@@ -80,7 +81,8 @@ pub fn row(problem: &Problem, inputs: &Inputs<'_>, (batch, head, row): (u32, u32
     for (j, x) in scores {
         let p = (x - max).exp() / sum;
         result.weights[j as usize] = p;
-        let value = line(inputs.v, problem.v, (batch, kv_head, j), s.v_head_dim);
+        let (outer, key_row) = inputs.key_at(problem, batch, j);
+        let value = line(inputs.v, problem.v, (outer, kv_head, key_row), s.v_head_dim);
         for (o, value) in result.out.iter_mut().zip(value) {
             *o += p * f64::from(*value);
         }

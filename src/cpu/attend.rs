@@ -192,17 +192,15 @@ fn attend(problem: &Problem, inputs: &Inputs<'_>, rows: &mut [Row]) {
         None => state.seen(),
         Some(_) => within.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0),
     };
+    let (mut key_rows, mut value_rows) = (Vec::new(), Vec::new());
     let mut scratch = SCRATCH.take();
     let needed = lanes * seen.len().min(KEYS as usize);
     scratch.resize(scratch.len().max(needed), 0.0);
     for first in seen.clone().step_by(KEYS as usize) {
         let block = first..seen.end.min(first + KEYS);
         let scores = &mut scratch[..lanes * block.len()];
-        let at = (batch, kv_head, first);
-        let keys = Matrix {
-            data: &k[start(problem.k, at)..],
-            strides: (1, stride(problem.k.row, block.len())),
-        };
+        let place = (batch, kv_head, block.clone());
+        let keys = rows_of(problem, inputs, (k, problem.k, dim), place.clone(), &mut key_rows);
         let shape = (lanes, block.len(), dim);
         product(shape, scores, 0.0, problem.effective_scale(), queries, keys);
         pairs.change(&state, scores, &block, rows);
@@ -213,15 +211,32 @@ fn attend(problem: &Problem, inputs: &Inputs<'_>, rows: &mut [Row]) {
             }
         }
         Arch::new().dispatch(Softmax { state: &mut state, scores, first });
-        let values = Matrix {
-            data: &v[start(problem.v, at)..],
-            strides: (1, stride(problem.v.row, block.len())),
-        };
+        let values = rows_of(problem, inputs, (v, problem.v, v_dim), place, &mut value_rows);
         state.add_values(scores, values, v_dim, &block, pairs.hides);
     }
     SCRATCH.set(scratch);
     let sink = if problem.sinks { inputs.sinks } else { &[] };
     state.store(rows, sink);
+}
+
+/// The keys or values of a block, a column each. Those in pages are copied out of them.
+fn rows_of<'a>(
+    problem: &Problem,
+    inputs: &Inputs<'_>,
+    (data, strides, dim): (&'a [f32], Strides, usize),
+    (batch, kv_head, block): (u32, u32, Range<u32>),
+    copies: &'a mut Vec<f32>,
+) -> Matrix<'a> {
+    if problem.pages.is_none() {
+        let data = &data[start(strides, (batch, kv_head, block.start))..];
+        return Matrix { data, strides: (1, stride(strides.row, block.len())) };
+    }
+    copies.clear();
+    for key in block {
+        let (page, row) = inputs.key_at(problem, batch, key);
+        copies.extend_from_slice(&data[start(strides, (page, kv_head, row))..][..dim]);
+    }
+    Matrix { data: copies, strides: (1, dim) }
 }
 
 /// What happens to a block's scores between the products.

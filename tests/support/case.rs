@@ -3,6 +3,7 @@
 use super::At;
 use super::extra::Extra;
 use super::random::Random;
+use std::collections::HashSet;
 use std::fmt;
 use wgpu_attention::{
     DType, Inputs, Lengths, Mask, Problem, ScoreStage, Shape, Strides, reference,
@@ -43,8 +44,21 @@ impl Case {
             .collect();
         let real = |(b, h, i): At| real[((b * s.heads + h) * s.q_len + i) as usize];
         let q = filled(&mut random, q_axes, s.head_dim, problem.q, real, self.sharpness);
-        let k = filled(&mut random, kv_axes, s.head_dim, problem.k, seen, 1.0);
-        let v = filled(&mut random, kv_axes, s.v_head_dim, problem.v, seen, 1.0);
+        let [k, v] = match problem.pages {
+            None => [(s.head_dim, problem.k), (s.v_head_dim, problem.v)]
+                .map(|(dim, strides)| filled(&mut random, kv_axes, dim, strides, seen, 1.0)),
+            Some(pages) => {
+                let mut used = HashSet::new();
+                for at in positions(kv_axes).filter(|at| seen(*at)) {
+                    let (page, row) = tensors.extra.key_at(problem, at.0, at.2);
+                    used.insert((page, at.1, row));
+                }
+                let axes = [pages.pages, s.kv_heads, pages.page_len];
+                let used = |at: At| used.contains(&at);
+                [(s.head_dim, problem.k), (s.v_head_dim, problem.v)]
+                    .map(|(dim, strides)| filled(&mut random, axes, dim, strides, used, 1.0))
+            }
+        };
         tensors.q = rounded(q, problem.dtype);
         tensors.k = rounded(k, problem.kv_dtype);
         tensors.v = rounded(v, problem.kv_dtype);
@@ -52,8 +66,12 @@ impl Case {
     }
 }
 
-/// The numbers as they are stored.
+/// The numbers as they are stored. Blocks: by what their own documentation says; of one with NaN in it, all are NaN.
 pub(crate) fn rounded(mut data: Vec<f32>, dtype: DType) -> Vec<f32> {
+    if dtype.is_quantised() {
+        data.chunks_mut(DType::BLOCK as usize).for_each(|block| quantise(block, dtype));
+        return data;
+    }
     for x in &mut data {
         *x = match dtype {
             DType::F16 => half::f16::from_f32(*x).to_f32(),
@@ -62,6 +80,27 @@ pub(crate) fn rounded(mut data: Vec<f32>, dtype: DType) -> Vec<f32> {
         };
     }
     data
+}
+
+fn quantise(block: &mut [f32], dtype: DType) {
+    // The least f16 that is not below.
+    let above = |x: f32| {
+        let near = half::f16::from_f32(x);
+        let up = if x < 0.0 { near.to_bits() - 1 } else { near.to_bits() + 1 };
+        if near.to_f32() >= x { near.to_f32() } else { half::f16::from_bits(up).to_f32() }
+    };
+    let largest = block.iter().copied().fold(f32::MIN, f32::max);
+    let smallest = block.iter().copied().fold(f32::MAX, f32::min);
+    let (minimum, scale, codes) = if dtype == DType::Q8 {
+        (0.0, above(largest.max(-smallest) / 127.0), (-127.0, 127.0))
+    } else {
+        let minimum = -above(-smallest);
+        (minimum, above((largest - minimum) / 15.0), (0.0, 15.0))
+    };
+    for x in block.iter_mut().filter(|x| !x.is_nan()) {
+        let code = if scale == 0.0 { 0.0 } else { ((*x - minimum) / scale).round() };
+        *x = minimum + scale * code.clamp(codes.0, codes.1);
+    }
 }
 
 fn problem_has_lengths(problem: &Problem) -> bool {
@@ -149,7 +188,8 @@ impl Tensors {
             .q_lens(&e.q_lens)
             .kv_lens(&e.kv_lens)
             .cu_seqlens_q(&e.cu_seqlens_q)
-            .cu_seqlens_k(&e.cu_seqlens_k);
+            .cu_seqlens_k(&e.cu_seqlens_k)
+            .block_table(&e.block_table);
         e.buffers.iter().fold(inputs, |inputs, (name, words)| inputs.buffer(name, words))
     }
 }

@@ -5,8 +5,8 @@ use super::random::Random;
 use std::collections::HashSet;
 use std::fmt;
 use wgpu_attention::{
-    DType, DeviceClass, Diagonal, Layout, Mask, MaskFormat, Pairs, Problem, ScoreStage, Shape,
-    Slopes, Strides,
+    DType, DeviceClass, Diagonal, Layout, Mask, MaskFormat, Pages, Pairs, Problem, ScoreStage,
+    Shape, Slopes, Strides,
 };
 
 /// Head widths: few, so that kernels serve again; of every kind of remainder, and the widest.
@@ -26,12 +26,25 @@ pub(crate) struct Kind {
 }
 
 /// Every feature and the names of its values.
-const FEATURES: [(&str, &[&str]); 14] = [
+const FEATURES: [(&str, &[&str]); 15] = [
     ("class", &["hardware", "software"]),
-    ("types", &["f32", "f16", "bf16", "f32 on f16", "f32 on bf16", "f16 to bf16"]),
+    (
+        "types",
+        &[
+            "f32",
+            "f16",
+            "bf16",
+            "f32 on f16",
+            "f32 on bf16",
+            "f16 to bf16",
+            "f32 on q8",
+            "f16 on q4",
+        ],
+    ),
     ("band", &["full", "causal", "window", "two-sided"]),
     ("diagonal", &["bottom-right", "top-left", "offset", "per sequence"]),
     ("lengths", &["full", "q", "kv", "q and kv", "packed"]),
+    ("pages", &["none", "given"]),
     ("mask", &["none", "bytes", "bits"]),
     ("bias", &["none", "f32", "f16", "bf16"]),
     ("softcap", &["none", "given"]),
@@ -44,13 +57,14 @@ const FEATURES: [(&str, &[&str]); 14] = [
 ];
 
 /// Values that do not go together, each with the reason.
-const APART: [(Drawn, Drawn); 6] = [
+const APART: [(Drawn, Drawn); 7] = [
     // Pairs have no place in packed sequences.
     (("lengths", "packed"), ("mask", "bytes")),
     (("lengths", "packed"), ("mask", "bits")),
     (("lengths", "packed"), ("bias", "f32")),
     (("lengths", "packed"), ("bias", "f16")),
     (("lengths", "packed"), ("bias", "bf16")),
+    (("lengths", "packed"), ("pages", "given")),
     // A diagonal of each sequence's own needs a band to matter; what is drawn is kept simple.
     (("band", "full"), ("diagonal", "per sequence")),
 ];
@@ -97,6 +111,7 @@ impl Kind {
         let dim = |random: &mut Random| DIMS[random.below(20) as usize];
         let head_dim = dim(random);
         let v_head_dim = if random.below(2) == 0 { head_dim } else { dim(random) };
+        let (mut head_dim, mut v_head_dim) = (head_dim, v_head_dim);
         let mut chosen: Vec<(&'static str, usize)> = Vec::new();
         for (name, values) in FEATURES {
             // One of two problems is plain in a feature, so that features are met alone, too.
@@ -106,7 +121,7 @@ impl Kind {
                 chosen.iter().find(|(name, _)| *name == other).map_or(0, |(_, value)| *value)
             };
             let packed = name != "lengths" && taken("lengths") == 4;
-            if matches!(name, "mask" | "bias") && packed
+            if matches!(name, "mask" | "bias" | "pages") && packed
                 || name == "diagonal" && value == 3 && taken("band") == 0
             {
                 value = 0;
@@ -114,7 +129,8 @@ impl Kind {
             if name == "mask function" || name == "score function" {
                 // Of the eight buffers that every device binds, q, k, v and out take four.
                 let asked = |name: &str| usize::from(taken(name) > 0);
-                let tables = asked("alibi") + asked("sinks") + asked("lengths") > 0
+                let tables = asked("alibi") + asked("sinks") + asked("lengths") + asked("pages")
+                    > 0
                     || taken("diagonal") == 3
                     || taken("mask") + taken("bias") > 0;
                 let others = asked("mask") + asked("bias") + usize::from(tables) + 1;
@@ -122,6 +138,11 @@ impl Kind {
                 if value == 2 && others + functions >= 4 {
                     value = 1;
                 }
+            }
+            if name == "types" && value >= 6 {
+                // Whole blocks, of widths that others have too.
+                let whole = |dim: u32| [32, 64, 96, 128, 192, 256][dim as usize % 6];
+                (head_dim, v_head_dim) = (whole(head_dim), whole(v_head_dim));
             }
             chosen.push((name, value));
         }
@@ -164,7 +185,7 @@ impl Kind {
             }
             Problem::packed(shape)
         } else {
-            layout(Problem::new(shape), random)
+            layout(Problem::new(shape), self.value("types") >= 6, random)
         };
         let shape = problem.shape;
         let [q, kv, out] = [
@@ -174,11 +195,18 @@ impl Kind {
             [DType::F32, DType::F16, DType::F32],
             [DType::F32, DType::BF16, DType::BF16],
             [DType::F16, DType::F16, DType::BF16],
+            [DType::F32, DType::Q8, DType::F32],
+            [DType::F16, DType::Q4, DType::F32],
         ][self.value("types")];
         problem = problem.dtype(q).kv_dtype(kv).out_dtype(out).mask(self.mask(random));
         let (q_lens, kv_lens) = (self.value("lengths"), self.value("lengths"));
         if !packed {
             problem = problem.with_lengths(q_lens & 1 == 1, kv_lens & 2 == 2);
+        }
+        if self.value("pages") == 1 {
+            let page_len = [1, 5, 16, 40][random.below(4) as usize];
+            let used = shape.batch * shape.kv_len.div_ceil(page_len);
+            problem = problem.with_pages(Pages::new(used + 1 + random.below(3), page_len));
         }
         match self.value("mask") {
             0 => {}
@@ -261,22 +289,26 @@ fn pairs(shape: &Shape, random: &mut Random) -> Pairs {
     pairs.with_strides([keys * key + 5, rows, 1, key])
 }
 
-fn layout(problem: Problem, random: &mut Random) -> Problem {
+/// `whole`: strides of k and v are of whole blocks.
+fn layout(problem: Problem, whole: bool, random: &mut Random) -> Problem {
     let s = problem.shape;
     match random.below(5) {
         0 => problem.layout(Layout::Bshd),
         1 => {
-            let mut gapped = |heads: u32, len: u32, dim: u32| {
-                let [a, b, c] = [0; 3].map(|_: u32| u64::from(random.below(4)));
+            let mut gapped = |heads: u32, len: u32, dim: u32, unit: u64| {
+                let [a, b, c] = [0; 3].map(|_: u32| unit * u64::from(random.below(4)));
                 let row = u64::from(dim) + a;
                 let head = u64::from(len) * row + b;
                 Strides { batch: u64::from(heads) * head + c, head, row }
             };
-            let (q, k) =
-                (gapped(s.heads, s.q_len, s.head_dim), gapped(s.kv_heads, s.kv_len, s.head_dim));
+            let unit = if whole { DType::BLOCK.into() } else { 1 };
+            let (q, k) = (
+                gapped(s.heads, s.q_len, s.head_dim, 1),
+                gapped(s.kv_heads, s.kv_len, s.head_dim, unit),
+            );
             let (v, out) = (
-                gapped(s.kv_heads, s.kv_len, s.v_head_dim),
-                gapped(s.heads, s.q_len, s.v_head_dim),
+                gapped(s.kv_heads, s.kv_len, s.v_head_dim, unit),
+                gapped(s.heads, s.q_len, s.v_head_dim, 1),
             );
             problem.q_strides(q).k_strides(k).v_strides(v).out_strides(out)
         }

@@ -84,7 +84,8 @@ pub(crate) fn row(problem: &Problem, tensors: &Tensors, at: At, precision: Preci
         if !(*shown || within && problem.scores.is_some()) {
             continue;
         }
-        let key = line(&tensors.k, problem.k, (batch, kv_head, j), s.head_dim);
+        let (outer, key_row) = tensors.extra.key_at(problem, batch, j);
+        let key = line(&tensors.k, problem.k, (outer, kv_head, key_row), s.head_dim);
         let dot = query
             .iter()
             .zip(key)
@@ -124,7 +125,8 @@ pub(crate) fn row(problem: &Problem, tensors: &Tensors, at: At, precision: Preci
             _ => precision.of((scores[j as usize] - greatest).exp()) * (greatest - max).exp(),
         };
         sum += p;
-        let value = line(&tensors.v, problem.v, (batch, kv_head, j), s.v_head_dim);
+        let (outer, key_row) = tensors.extra.key_at(problem, batch, j);
+        let value = line(&tensors.v, problem.v, (outer, kv_head, key_row), s.v_head_dim);
         out.iter_mut().zip(value).for_each(|(o, v)| *o += p * precision.of(*v));
     }
     if max == f32::NEG_INFINITY {

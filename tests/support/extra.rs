@@ -16,6 +16,7 @@ pub(crate) struct Extra {
     pub(crate) kv_lens: Vec<u32>,
     pub(crate) cu_seqlens_q: Vec<u32>,
     pub(crate) cu_seqlens_k: Vec<u32>,
+    pub(crate) block_table: Vec<u32>,
     pub(crate) buffers: Vec<(String, Vec<u32>)>,
 }
 
@@ -95,12 +96,45 @@ impl Extra {
             }
             _ => {}
         }
+        if problem.pages.is_some() {
+            extra.block_table = extra.pages(problem, random);
+        }
         let score = problem.score_function.iter().flat_map(|function| function.buffers());
         let mask = problem.mask_function.iter().flat_map(|function| function.buffers());
         for name in score.chain(mask) {
             extra.buffers.push((name.to_owned(), super::functions::buffer(name)));
         }
         extra
+    }
+}
+
+impl Extra {
+    /// Pages in any order, each of one sequence; but that at times one sequence starts with the pages of another. Past a
+    /// sequence's length there is none.
+    fn pages(&self, problem: &Problem, random: &mut Random) -> Vec<u32> {
+        let (s, pages) = (problem.shape, problem.pages.expect("pages"));
+        let row = pages.table_len(s.kv_len) as usize;
+        let mut free: Vec<u32> = (0..pages.pages).collect();
+        let mut table = vec![u32::MAX; s.batch as usize * row];
+        for batch in 0..s.batch as usize {
+            let len = self.kv_lens.get(batch).copied().unwrap_or(s.kv_len);
+            for entry in &mut table[batch * row..][..pages.table_len(len) as usize] {
+                let at = random.below(u32::try_from(free.len()).expect("few")) as usize;
+                *entry = free.swap_remove(at);
+            }
+        }
+        let shared = s.batch > 1 && row > 0 && table[row] < pages.pages && random.below(2) == 0;
+        if shared && table[0] < pages.pages {
+            table[row] = table[0];
+        }
+        table
+    }
+
+    /// Where a key and its value lie.
+    pub(crate) fn key_at(&self, problem: &Problem, batch: u32, key: u32) -> (u32, u32) {
+        let Some(pages) = problem.pages else { return (batch, key) };
+        let row = batch * pages.table_len(problem.shape.kv_len);
+        (self.block_table[(row + key / pages.page_len) as usize], key % pages.page_len)
     }
 }
 
