@@ -202,13 +202,7 @@ impl Chunk {
         batch_first: bool,
         tensors: &[(&'static str, Extent)],
     ) -> Result<Self, PlanError> {
-        let mut chunk = Self {
-            batch: shape.batch.max(1),
-            heads: shape.heads,
-            q: shape.q_len.max(1),
-            kv: shape.kv_len.max(1),
-            batch_first,
-        };
+        let mut chunk = Self { batch_first, ..Self::whole(shape) };
         loop {
             let too_large = tensors
                 .iter()
@@ -226,6 +220,17 @@ impl Chunk {
                 return Err(limit.exceeded(what, required));
             };
             chunk.halve(axis, shape.group_size());
+        }
+    }
+
+    /// All of `shape` at once.
+    pub(crate) fn whole(shape: &Shape) -> Self {
+        Self {
+            batch: shape.batch.max(1),
+            heads: shape.heads,
+            q: shape.q_len.max(1),
+            kv: shape.kv_len.max(1),
+            batch_first: false,
         }
     }
 

@@ -28,7 +28,9 @@ pub(crate) fn candidates(capabilities: &Capabilities) -> Vec<Candidate> {
         algorithm: Algorithm::Staged,
         tuning: Tuning { product, ..base },
     };
-    let mut all = vec![fused(base.flash), staged(base.product)];
+    let planned =
+        Candidate { name: "planned".to_owned(), algorithm: Algorithm::Auto, tuning: base };
+    let mut all = vec![planned, fused(base.flash), staged(base.product)];
     for candidate in flashes(base.flash).into_iter().map(fused) {
         if !all.contains(&candidate) {
             all.push(candidate);

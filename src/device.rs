@@ -78,8 +78,10 @@ pub struct Capabilities {
     pub class: DeviceClass,
     /// Shaders have a type f16 of their own.
     pub f16: bool,
-    /// Shaders may use subgroups, and those are of at least 8.
-    pub subgroups: bool,
+    /// The least invocations of a subgroup, where shaders may use subgroups; 0 where not.
+    pub subgroup_size: u32,
+    /// About how many cores (compute units, multiprocessors) there are: keys are split so that none is idle.
+    pub cores: u32,
     /// The compiler wants loops left as they are: SwiftShader's takes gigabytes for long texts.
     pub rolled: bool,
     /// Matrix units, where [`Attention::with_adapter`](crate::Attention::with_adapter) found that shaders may use them.
@@ -93,9 +95,10 @@ impl Capabilities {
         let class = DeviceClass::of(&info);
         let f16 = device.features().contains(wgpu::Features::SHADER_F16);
         let rolled = info.name.contains("SwiftShader");
-        let subgroups =
-            device.features().contains(wgpu::Features::SUBGROUP) && info.subgroup_min_size >= 8;
-        Self { limits: device.limits(), class, f16, subgroups, rolled, matrices: None }
+        let subgroups = device.features().contains(wgpu::Features::SUBGROUP);
+        let subgroup_size = if subgroups { info.subgroup_min_size } else { 0 };
+        let cores = cores_of(info.device_type);
+        Self { limits: device.limits(), class, f16, subgroup_size, cores, rolled, matrices: None }
     }
 
     /// What every WebGPU device offers.
@@ -104,7 +107,8 @@ impl Capabilities {
             limits: wgpu::Limits::default(),
             class: DeviceClass::Hardware,
             f16: false,
-            subgroups: false,
+            subgroup_size: 0,
+            cores: cores_of(wgpu::DeviceType::Other),
             rolled: false,
             matrices: None,
         }
@@ -122,10 +126,16 @@ impl Capabilities {
         Self { f16, ..self }
     }
 
-    /// The same, with or without subgroups of at least 8.
+    /// The same, with subgroups of at least so many invocations; 0: with none.
     #[must_use]
-    pub fn with_subgroups(self, subgroups: bool) -> Self {
-        Self { subgroups, ..self }
+    pub fn with_subgroups(self, subgroup_size: u32) -> Self {
+        Self { subgroup_size, ..self }
+    }
+
+    /// The same, with about so many cores.
+    #[must_use]
+    pub fn with_cores(self, cores: u32) -> Self {
+        Self { cores, ..self }
     }
 
     /// The same, with or without matrix units.
@@ -184,6 +194,19 @@ impl Capabilities {
             }
         }
         Ok(())
+    }
+}
+
+/// No interface says how many: those of a common GPU of the type, or the threads that a software GPU runs on.
+fn cores_of(device_type: wgpu::DeviceType) -> u32 {
+    match device_type {
+        wgpu::DeviceType::IntegratedGpu => 16,
+        wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::VirtualGpu => 64,
+        wgpu::DeviceType::Cpu => {
+            let threads = std::thread::available_parallelism().map_or(4, usize::from);
+            u32::try_from(threads).unwrap_or(u32::MAX).clamp(1, 256)
+        }
+        wgpu::DeviceType::Other => 32,
     }
 }
 

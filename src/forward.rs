@@ -68,13 +68,18 @@ impl Planner<'_> {
             return task.staged();
         }
         let mark = task.to.mark();
-        let fused = task.fused();
+        let fused = task.fused(algorithm);
         // What a caller's text is wrong in is wrong everywhere.
         let is_text = matches!(fused, Err(PlanError::Wgsl { .. }));
         if fused.is_ok() || is_text || algorithm != Algorithm::Auto {
             return fused;
         }
-        // What one of the two has no room for, the other may.
+        // What one has no room for, another may: ranges take a buffer more.
+        task.to.rewind(mark);
+        task.features.classes = false;
+        if task.fused(Algorithm::Flash).is_ok() {
+            return Ok(());
+        }
         task.to.rewind(mark);
         task.features.classes = false;
         task.tables = task.gather(Uses::Staged, None)?;

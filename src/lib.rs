@@ -61,6 +61,7 @@ mod forward;
 mod uniforms;
 mod staged;
 mod fused;
+mod splits;
 mod tables;
 mod blocks;
 mod tuning;

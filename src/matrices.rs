@@ -143,7 +143,9 @@ impl Tuning {
         if unlocked.contains(fused)
             && !problem.block_mask
             && head_dim.max(v_head_dim) <= fragments.widest()
-            && has_room(FlashCoop { features, head_dim, v_head_dim, fragments, vec4 }.into())
+            && has_room(
+                FlashCoop { features, head_dim, v_head_dim, fragments, ranges: true, vec4 }.into(),
+            )
         {
             self.flash = Flash::Coop(fragments);
         }

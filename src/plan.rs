@@ -27,7 +27,8 @@ pub enum Algorithm {
     Staged,
     /// One fused kernel, no score matrix.
     Flash,
-    /// The fused kernel over ranges of keys at once, then a merge. Not supported yet.
+    /// A fused kernel over ranges of keys at once, then a merge: of few rows, the kernel that reads keys once for all
+    /// heads that share them.
     Split,
 }
 
@@ -38,20 +39,21 @@ impl Algorithm {
         if let Some(what) = problem.unsupported() {
             return Err(PlanError::NotSupported { what });
         }
-        match self {
-            Self::Flash if problem.weights => {
-                Err(PlanError::AlgorithmLacks { algorithm: "flash", what: "weights" })
+        let (algorithm, what) = match self {
+            Self::Auto => return Ok(()),
+            Self::Staged => ("staged", problem.splits.is_some_and(|n| n > 1).then_some("splits")),
+            Self::Flash | Self::Split => {
+                let name = if self == Self::Flash { "flash" } else { "split" };
+                let lacks = [
+                    (problem.weights, "weights"),
+                    (problem.scores.is_some(), "scores"),
+                    (problem.needs_rows_alone(), "batch_invariant of packed sequences"),
+                    (self == Self::Flash && problem.splits.is_some_and(|n| n > 1), "splits"),
+                ];
+                (name, lacks.iter().find(|(asked, _)| *asked).map(|(_, what)| *what))
             }
-            Self::Flash if problem.scores.is_some() => {
-                Err(PlanError::AlgorithmLacks { algorithm: "flash", what: "scores" })
-            }
-            Self::Flash if problem.needs_rows_alone() => Err(PlanError::AlgorithmLacks {
-                algorithm: "flash",
-                what: "batch_invariant of packed sequences",
-            }),
-            Self::Split => Err(PlanError::NotSupported { what: "algorithm split" }),
-            Self::Auto | Self::Staged | Self::Flash => Ok(()),
-        }
+        };
+        what.map_or(Ok(()), |what| Err(PlanError::AlgorithmLacks { algorithm, what }))
     }
 }
 

@@ -105,6 +105,8 @@ pub struct Problem {
     pub block_mask: bool,
     /// Keys and values lie in pages.
     pub pages: Option<Pages>,
+    /// Into how many ranges keys are split at most; `None` is as many as keep the device busy.
+    pub splits: Option<u32>,
     /// Results of a sequence do not depend on the batch around it.
     pub batch_invariant: bool,
     /// Which inputs may be rounded to f16 for matrix units.
@@ -141,6 +143,7 @@ impl Problem {
             mask_function: None,
             block_mask: false,
             pages: None,
+            splits: None,
             batch_invariant: false,
             matrix_inputs: MatrixInputs::AsStored,
             dropout: None,
@@ -337,6 +340,12 @@ impl Problem {
             v: Strides::bshd(kv_heads, pages.page_len, v_head_dim),
             ..self
         }
+    }
+
+    /// Splits the keys of every row into so many ranges at most, whose partial results are merged: 1 for none.
+    #[must_use]
+    pub fn with_splits(self, splits: u32) -> Self {
+        Self { splits: Some(splits), ..self }
     }
 
     /// Kernels, tiles and splits depend on the shape of one sequence only: its results have the same bits in every

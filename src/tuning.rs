@@ -1,7 +1,9 @@
 //! Tiles by device class: data, each row with its reason.
 
 use crate::device::{Capabilities, DeviceClass};
-use crate::kernels::{Features, FlashCoop, FlashLane, FlashTile, Fragments, Kernel, Product};
+use crate::kernels::{
+    DecodeLane, DecodeTeam, Features, FlashCoop, FlashLane, FlashTile, Fragments, Kernel, Product,
+};
 
 /// Which fused kernel, and its tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +16,15 @@ pub(crate) enum Flash {
     Coop(Fragments),
 }
 
+/// Which kernel few rows over many keys take, and how many rows that share a key/value head are few.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decode {
+    /// Invocations work together on a row.
+    Team { most: u32 },
+    /// A row an invocation, for heads up to `widest`.
+    Lane { most: u32, widest: u32 },
+}
+
 /// What the planner takes for one device class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tuning {
@@ -23,8 +34,10 @@ pub(crate) struct Tuning {
     pub(crate) flash: Flash,
     /// Invocations that share one row in the second stage, in merges and fills.
     pub(crate) row_threads: u32,
-    /// Subgroups are of at least 8, and shaders may use them.
-    pub(crate) subgroups: bool,
+    /// The kernel of few rows over many keys.
+    pub(crate) decode: Decode,
+    /// The least invocations of a subgroup; 0 where shaders may not use any.
+    pub(crate) subgroups: u32,
     /// Loops of whole rows stay loops: written out, they take the compiler gigabytes.
     pub(crate) rolled: bool,
 }
@@ -49,7 +62,8 @@ const GENERAL: Tuning = Tuning {
     product: Product::Tile { block_m: 128, block_n: 64, tile_m: 8 },
     flash: WIDE_TILE,
     row_threads: 64,
-    subgroups: false,
+    decode: Decode::Team { most: 16 },
+    subgroups: 0,
     rolled: false,
 };
 
@@ -101,7 +115,8 @@ const TABLE: &[Row] = &[
             product: Product::Lane { block_m: 16, block_n: 32 },
             flash: Flash::Lane { block_q: 256, widest: 128 },
             row_threads: 16,
-            subgroups: false,
+            decode: Decode::Lane { most: 16, widest: 128 },
+            subgroups: 0,
             rolled: false,
         },
         waves: &[],
@@ -120,7 +135,7 @@ pub(crate) fn least_waves(class: DeviceClass, kernel: &str) -> Option<u32> {
 
 impl Tuning {
     pub(crate) fn of(capabilities: &Capabilities) -> Self {
-        let (subgroups, rolled) = (capabilities.subgroups, capabilities.rolled);
+        let (subgroups, rolled) = (capabilities.subgroup_size, capabilities.rolled);
         Self { subgroups, rolled, ..row(capabilities.class).tuning }
     }
 
@@ -162,30 +177,93 @@ impl Tuning {
         }
     }
 
+    /// Of so many rows that share a key/value head, those that a workgroup of the kernel of few rows takes; `None` where
+    /// that kernel is not for them.
+    pub(crate) fn decode_rows(&self, head_dim: u32, v_head_dim: u32, rows: u32) -> Option<u32> {
+        match self.decode {
+            Decode::Lane { most, widest } => {
+                let suits = rows <= most && head_dim.max(v_head_dim) <= widest;
+                suits.then(|| rows.next_multiple_of(8))
+            }
+            Decode::Team { most } => {
+                let suits = rows <= most && head_dim <= 1024 && v_head_dim <= 512;
+                let mut tried = [8, 4, 2, 1].into_iter().filter(|n| *n <= rows.next_power_of_two());
+                // 64 sums an invocation, 8 KiB of workgroup memory.
+                let fits = |n: u32| {
+                    n * v_head_dim.div_ceil(4 * Self::team(v_head_dim, n)) <= 16
+                        && n * head_dim <= 2048
+                };
+                tried.find(|n| suits && fits(*n))
+            }
+        }
+    }
+
+    /// Invocations that work together on so many rows.
+    fn team(v_head_dim: u32, rows: u32) -> u32 {
+        let fits =
+            |lanes: &u32| rows * v_head_dim.div_ceil(4 * lanes) <= 16 && v_head_dim <= 16 * lanes;
+        [8, 16].into_iter().find(fits).unwrap_or(32)
+    }
+
+    /// The kernel of few rows, `rows` a workgroup.
+    pub(crate) fn decode_kernel(
+        &self,
+        features: &Features,
+        [head_dim, v_head_dim]: [u32; 2],
+        rows: u32,
+        ranges: bool,
+        vec4: bool,
+    ) -> Kernel {
+        match self.decode {
+            Decode::Lane { .. } => {
+                let rolled = self.rolled;
+                DecodeLane { features, head_dim, v_head_dim, rows, rolled, ranges, vec4 }.into()
+            }
+            Decode::Team { .. } => {
+                let lanes = Self::team(v_head_dim, rows);
+                // A caller's text is checked as one that may not use subgroups.
+                let callers = features.score.is_some() || features.visible.is_some();
+                let shuffles = lanes <= self.subgroups && !callers;
+                DecodeTeam { features, head_dim, v_head_dim, rows, lanes, shuffles, ranges, vec4 }
+                    .into()
+            }
+        }
+    }
+
     /// The fused kernel for these sizes.
     pub(crate) fn flash_kernel(
         &self,
         features: &Features,
         head_dim: u32,
         v_head_dim: u32,
+        ranges: bool,
         vec4: bool,
     ) -> Kernel {
         match self.flash {
             Flash::Lane { block_q, widest } if head_dim.max(v_head_dim) <= widest => {
                 let rolled = self.rolled;
-                FlashLane { features, head_dim, v_head_dim, block_q, rolled, vec4 }.into()
+                FlashLane { features, head_dim, v_head_dim, block_q, rolled, ranges, vec4 }.into()
             }
             Flash::Coop(fragments) => {
-                FlashCoop { features, head_dim, v_head_dim, fragments, vec4 }.into()
+                FlashCoop { features, head_dim, v_head_dim, fragments, ranges, vec4 }.into()
             }
             Flash::Lane { .. } => {
                 let tile = Self { flash: WIDE_TILE, ..*self };
-                tile.flash_kernel(features, head_dim, v_head_dim, vec4)
+                tile.flash_kernel(features, head_dim, v_head_dim, ranges, vec4)
             }
             Flash::Tile { block_q, v_columns } => {
-                let subgroups = self.subgroups;
-                FlashTile { features, head_dim, v_head_dim, block_q, v_columns, subgroups, vec4 }
-                    .into()
+                let subgroups = self.subgroups >= 8;
+                FlashTile {
+                    features,
+                    head_dim,
+                    v_head_dim,
+                    block_q,
+                    v_columns,
+                    subgroups,
+                    ranges,
+                    vec4,
+                }
+                .into()
             }
         }
     }

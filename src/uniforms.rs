@@ -53,6 +53,7 @@ impl AttentionPlanner<'_, '_> {
             q_first: block.q.start,
             kv_first: keys.start,
             group_size: self.shape.group_size(),
+            kv_heads,
             q_batch,
             q_head,
             q_row,

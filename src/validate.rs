@@ -61,6 +61,9 @@ impl Problem {
             return Err(ProblemError::NothingHidden);
         }
         self.function_buffers()?;
+        if self.splits == Some(0) {
+            return Err(ProblemError::EmptyAxis { axis: "splits" });
+        }
         self.validate_blocks()?;
         if let Some(pages) = self.pages {
             self.validate_pages(pages)?;

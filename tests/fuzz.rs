@@ -95,12 +95,13 @@ fn two_thousand_problems_meet_every_pair_of_values() {
 /// Every path against the definition; a panic is an error like any other.
 fn verdict(kind: &Kind, case: &Case) -> Result<bool, String> {
     let class = kind.class;
-    judged(case, &[Target::Staged(class), Target::Flash(class), Target::Cpu])
+    judged(case, &[Target::Staged(class), Target::Flash(class), Target::Split(class), Target::Cpu])
 }
 
 /// The same on a device that binds little at once; whether any of it had room.
 fn verdict_in_parts(kind: &Kind, case: &Case) -> Result<bool, String> {
-    let targets = [Algorithm::Staged, Algorithm::Flash].map(|a| Target::Tight(kind.class, a));
+    let algorithms = [Algorithm::Staged, Algorithm::Flash, Algorithm::Split];
+    let targets = algorithms.map(|a| Target::Tight(kind.class, a));
     judged(case, &targets)
 }
 

@@ -21,7 +21,11 @@ fn parse_all() -> Vec<(Kernel, naga::Module)> {
         .flat_map(|class| [false, true].map(|f16| (class, f16)))
         .map(|(class, f16)| {
             // The two go together: what has both has each.
-            Capabilities::portable().with_class(class).with_f16(f16).with_subgroups(f16)
+            Capabilities::portable().with_class(class).with_f16(f16).with_subgroups(if f16 {
+                16
+            } else {
+                0
+            })
         })
         .chain(with_matrices())
         .flat_map(|capabilities| kernels::all(&capabilities))

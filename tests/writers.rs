@@ -74,7 +74,7 @@ fn all() -> Vec<Kernel> {
         .map(|(class, f16)| {
             // The two go together: what has both has each.
             let portable = wgpu_attention::Capabilities::portable().with_class(class);
-            portable.with_f16(f16).with_subgroups(f16)
+            portable.with_f16(f16).with_subgroups(if f16 { 16 } else { 0 })
         })
         .flat_map(|capabilities| {
             // 16 as NVIDIA's and AMD's GPUs have it, 8 as Apple's and software have it.

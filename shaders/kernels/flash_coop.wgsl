@@ -8,7 +8,7 @@
 // fragment through workgroup memory at every tile: 4 to 10 % more cycles.
 // SPLIT: an input is the sum of two f16, of which the second holds 2^11 times the rest; of the four products the three
 // large ones are added up, the small ones first.
-// Expects: SIZE, BLOCK_Q, BLOCK_KV, THREADS, SPLIT, HEAD_DIM, V_HEAD_DIM, PAIRS, HEAVY, FragmentA, FragmentB,
+// Expects: SIZE, BLOCK_Q, BLOCK_KV, THREADS, SPLIT, HEAD_DIM, V_HEAD_DIM, PAIRS, HEAVY, RANGES, FragmentA, FragmentB,
 // FragmentC, finite_half, high_half, nearest_half, Params, k_head_at, v_head_at, k_at, v_at, block_begin, block_end, place_of, pair_score, pair_visible,
 // tile_class, with_sink, load_q4, load_k4, load_v4, store_out4, store_lse.
 // Provides: flash_coop_kernel.
@@ -101,18 +101,23 @@ fn flash_coop_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
     if id >= params.workgroups { return; }
     let tile = id % params.tiles;
     let head = id / params.tiles % params.heads;
-    let batch = id / params.tiles / params.heads;
+    let slot = id / params.tiles / params.heads;
+    let batch = select(slot, slot % params.batch, RANGES);
     let kv_head = kv_head_of(head);
     let q_first = params.q_base + batch * params.q_batch + head * params.q_head;
     let k_first = k_head_at(batch, kv_head);
     let v_first = v_head_at(batch, kv_head);
-    let out_first = params.out_base + batch * params.out_batch + head * params.out_head;
+    let out_first = params.out_base + slot * params.out_batch + head * params.out_head;
 
     let tile_q = params.tiles - 1u - tile;
     let row_first = tile_q * BLOCK_Q;                       // the longest rows of a causal mask first
     let row_last = min(row_first + BLOCK_Q, params.q_len) - 1u;
-    let begin = block_begin(batch, row_first) / BLOCK_KV * BLOCK_KV;
-    let end = block_end(batch, row_last);
+    var begin = block_begin(batch, row_first) / BLOCK_KV * BLOCK_KV;
+    var end = block_end(batch, row_last);
+    if RANGES {
+        begin = max(begin, slot / params.batch * params.range_keys);
+        end = min(end, (slot / params.batch + 1u) * params.range_keys);
+    }
     let all_begin = block_begin(batch, row_last);           // every row sees the keys from here ...
     let all_end = block_end(batch, row_first);              // ... to here
 
@@ -313,6 +318,6 @@ fn flash_coop_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
                 }
             }
         }
-        if stored && part == 0u { store_lse(batch, head, row, exact_total.x, exact_total.y); }
+        if stored && part == 0u { store_lse(slot, head, row, exact_total.x, exact_total.y); }
     }
 }

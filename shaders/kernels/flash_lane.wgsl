@@ -4,7 +4,7 @@
 // constant of the shader: loaded once for all invocations of a subgroup, with little arithmetic and checking around.
 // Tiles of CLASS_Q x CLASS_KV that no row sees are skipped, by the workgroup where none of its rows sees them, else by
 // the subgroup; what some row sees in part is masked ("edge").
-// Expects: HEAD_DIM, V_HEAD_DIM, BLOCK_Q, ROWS, KEYS, CLASS_Q, CLASS_KV, GUARD, Params, k_head_at, v_head_at, k_at, v_at, block_begin,
+// Expects: HEAD_DIM, V_HEAD_DIM, BLOCK_Q, ROWS, KEYS, CLASS_Q, CLASS_KV, GUARD, RANGES, Params, k_head_at, v_head_at, k_at, v_at, block_begin,
 // block_end, place_of, pair_score, pair_visible, tile_class, with_sink, load_q4, load_k4, load_v4, store_out4, store_lse.
 // Provides: flash_lane_kernel.
 const THREADS: u32 = BLOCK_Q / ROWS;
@@ -41,7 +41,8 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
     for (var i = params.rows_each; i < 4u; i++) { lane += i; }
     let tile = params.tiles - 1u - id % params.tiles;       // the longest rows of a causal mask first
     let head = id / params.tiles % params.heads;
-    let batch = id / params.tiles / params.heads;
+    let slot = id / params.tiles / params.heads;
+    let batch = select(slot, slot % params.batch, RANGES);
     let kv_head = kv_head_of(head);
     let q_first = params.q_base + batch * params.q_batch + head * params.q_head;
     let k_first = k_head_at(batch, kv_head);
@@ -49,8 +50,12 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
 
     let row_first = tile * BLOCK_Q;
     let row_last = min(row_first + BLOCK_Q, params.q_len) - 1u;
-    let begin = block_begin(batch, row_first) / CLASS_KV * CLASS_KV;
-    let end = block_end(batch, row_last);
+    var begin = block_begin(batch, row_first) / CLASS_KV * CLASS_KV;
+    var end = block_end(batch, row_last);
+    if RANGES {
+        begin = max(begin, slot / params.batch * params.range_keys);
+        end = min(end, (slot / params.batch + 1u) * params.range_keys);
+    }
 
     let own_first = row_first + lane * ROWS;
     let q_tile = min(own_first, row_last) / CLASS_Q;
@@ -173,7 +178,7 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
         }
     }
 
-    let out_first = params.out_base + batch * params.out_batch + head * params.out_head;
+    let out_first = params.out_base + slot * params.out_batch + head * params.out_head;
     for (var r = 0u; r < ROWS; r++) {
         if own_first + r <= row_last {
             let sum = with_sink(m[r], l[r], head, place[r].real);
@@ -181,7 +186,7 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
             for (var d = 0u; d < V4; d++) {
                 store_out4(out_first + row[r] * params.out_row + d * 4u, V_HEAD_DIM - d * 4u, o[r * V4 + d] * norm);
             }
-            store_lse(batch, head, row[r], sum.x, sum.y);
+            store_lse(slot, head, row[r], sum.x, sum.y);
         }
     }
 }

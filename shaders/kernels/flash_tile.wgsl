@@ -7,7 +7,7 @@
 // HEAVY; those that some row sees in part are masked ("edge"), in loops that no compiler unrolls: `hidden` has a bit for
 // each of an invocation's pairs.
 // l is summed per invocation and over the row once, at the end.
-// Expects: HEAD_DIM, V_HEAD_DIM, V_COLUMNS, BLOCK_Q, TILE_M, PAIRS, HEAVY, ROLLED, Params, k_head_at, v_head_at, k_at, v_at,
+// Expects: HEAD_DIM, V_HEAD_DIM, V_COLUMNS, BLOCK_Q, TILE_M, PAIRS, HEAVY, ROLLED, RANGES, Params, k_head_at, v_head_at, k_at, v_at,
 // block_begin, block_end, place_of, pair_score, pair_visible, tile_class, with_sink, load_q4, load_k4, load_v4, store_out4, store_lse, Lane, lane_of, share,
 // row_max, row_sum.
 // Provides: flash_tile_kernel.
@@ -224,7 +224,8 @@ fn flash_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: La
     if id >= params.workgroups { return; }
     const SLICES = (V_HEAD_DIM + V_COLUMNS - 1u) / V_COLUMNS;
     let head = id / SLICES / params.tiles % params.heads;
-    let batch = id / SLICES / params.tiles / params.heads;
+    let slot = id / SLICES / params.tiles / params.heads;
+    let batch = select(slot, slot % params.batch, RANGES);
     let kv_head = kv_head_of(head);
     let tile_q = params.tiles - 1u - id / SLICES % params.tiles;    // the longest rows of a causal mask first
     let row_first = tile_q * BLOCK_Q;
@@ -233,7 +234,12 @@ fn flash_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: La
     let w = Work(batch, head, row_first, row_last, id % SLICES * V_COLUMNS,
                  params.q_base + batch * params.q_batch + head * params.q_head,
                  k_head_at(batch, kv_head), v_head_at(batch, kv_head), lane % 8u, lane / 8u);
-    let end = block_end(batch, row_last);
+    var begin = block_begin(batch, row_first) / BLOCK_KV * BLOCK_KV;
+    var end = block_end(batch, row_last);
+    if RANGES {
+        begin = max(begin, slot / params.batch * params.range_keys);
+        end = min(end, (slot / params.batch + 1u) * params.range_keys);
+    }
     let whole_begin = block_begin(batch, row_last);                 // every row sees the keys from here ...
     let whole_end = min(block_end(batch, row_first), end);          // ... to here
 
@@ -241,7 +247,7 @@ fn flash_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: La
     var m: array<f32, TILE_M>;
     var l: array<f32, TILE_M>;
     for (var r = 0u; r < TILE_M; r++) { m[r] = LOWEST; }
-    var key_first = block_begin(batch, row_first) / BLOCK_KV * BLOCK_KV;
+    var key_first = begin;
     while key_first < end {
         while !HEAVY && is_whole(w, tile_q, key_first, whole_begin, whole_end) {
             tile(w, key_first, false, &o, &m, &l);
@@ -257,7 +263,7 @@ fn flash_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: La
     workgroupBarrier();
     for (var r = 0u; r < TILE_M; r++) { share(w.y + r * ROW_GROUPS, w.x, l[r]); }
     workgroupBarrier();
-    let out_first = params.out_base + batch * params.out_batch + head * params.out_head;
+    let out_first = params.out_base + slot * params.out_batch + head * params.out_head;
     for (var r = 0u; r < TILE_M; r++) {
         let row = row_first + w.y + r * ROW_GROUPS;
         let sum = row_sum(w.y + r * ROW_GROUPS, l[r]);
@@ -271,7 +277,7 @@ fn flash_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: La
                     store_out4(out_first + row * params.out_row + d, V_HEAD_DIM - d, o[n * TILE_M + r] * norm);
                 }
             }
-            if w.x == 0u && w.column == 0u { store_lse(batch, head, row, total.x, total.y); }
+            if w.x == 0u && w.column == 0u { store_lse(slot, head, row, total.x, total.y); }
         }
     }
 }

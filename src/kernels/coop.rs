@@ -70,6 +70,8 @@ pub(crate) struct FlashCoop<'a> {
     pub(crate) head_dim: u32,
     pub(crate) v_head_dim: u32,
     pub(crate) fragments: Fragments,
+    /// Every workgroup walks one of several ranges of keys.
+    pub(crate) ranges: bool,
     pub(crate) vec4: bool,
 }
 
@@ -85,7 +87,8 @@ impl From<FlashCoop<'_>> for Kernel {
             .add_to(source)
             .constant("BLOCK_KV", block_kv)
             .constant("THREADS", threads)
-            .flag("HEAVY", features.is_heavy());
+            .flag("HEAVY", features.is_heavy())
+            .flag("RANGES", c.ranges);
         let s_fragments = block_kv / size;
         let v_fragments = v_head_dim.div_ceil(size);
         let mut kernel = file!("kernels/flash_coop.wgsl");
@@ -132,6 +135,7 @@ pub(super) fn variants(size: u32, subgroup_size: u32, covering: &[Features]) -> 
                     head_dim,
                     v_head_dim: head_dim,
                     fragments,
+                    ranges: false,
                     vec4,
                 };
                 kernels.push(flash(true).into());
@@ -147,8 +151,14 @@ pub(super) fn variants(size: u32, subgroup_size: u32, covering: &[Features]) -> 
         let fragments = fragments[usize::from(element == Element::F32)];
         let head_dim = [64, 128, 32, 40][i % 4].min(fragments.widest());
         let vec4 = i % 2 == 0;
-        let flash =
-            FlashCoop { features: &features, head_dim, v_head_dim: head_dim, fragments, vec4 };
+        let flash = FlashCoop {
+            features: &features,
+            head_dim,
+            v_head_dim: head_dim,
+            fragments,
+            ranges: i % 3 == 0,
+            vec4,
+        };
         kernels.push(flash.into());
         let features = Features { classes: false, ..features };
         super::staged::add_products(&mut kernels, fragments, &features, head_dim);

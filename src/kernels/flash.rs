@@ -51,6 +51,8 @@ pub(crate) struct FlashTile<'a> {
     pub(crate) v_columns: u32,
     /// Invocations that share a row are joined by shuffles: subgroups are of at least 8.
     pub(crate) subgroups: bool,
+    /// Every workgroup walks one of several ranges of keys.
+    pub(crate) ranges: bool,
     pub(crate) vec4: bool,
 }
 
@@ -89,6 +91,7 @@ impl From<FlashTile<'_>> for Kernel {
                 .constant("TILE_M", FlashTile::TILE_M)
                 .constant("V_COLUMNS", v_columns)
                 .flag("HEAVY", heavy)
+                .flag("RANGES", c.ranges)
                 .flag("ROLLED", heavy || !c.vec4)
                 .file(lanes)
                 .file(kernel),
@@ -108,6 +111,8 @@ pub(crate) struct FlashLane<'a> {
     pub(crate) v_head_dim: u32,
     pub(crate) block_q: u32,
     pub(crate) rolled: bool,
+    /// Every workgroup walks one of several ranges of keys.
+    pub(crate) ranges: bool,
     pub(crate) vec4: bool,
 }
 
@@ -158,6 +163,7 @@ impl From<FlashLane<'_>> for Kernel {
                 .constant("CLASS_Q", class_q)
                 .constant("CLASS_KV", class_kv)
                 .flag("GUARD", c.features.hides())
+                .flag("RANGES", c.ranges)
                 .file(kernel),
             bindings,
             fields: AttentionParams::FIELDS,
@@ -175,7 +181,7 @@ pub(super) fn variants(tuning: &Tuning, covering: &[Features], native_f16: bool)
     for features in common.iter().flat_map(|c| [c.clone(), Features { lse: true, ..c.clone() }]) {
         for head_dim in [32, 64, 128] {
             for vec4 in [true, false] {
-                kernels.push(tuning.flash_kernel(&features, head_dim, head_dim, vec4));
+                kernels.push(tuning.flash_kernel(&features, head_dim, head_dim, false, vec4));
             }
         }
     }
@@ -183,26 +189,26 @@ pub(super) fn variants(tuning: &Tuning, covering: &[Features], native_f16: bool)
     for features in &common {
         for head_dim in [64, 128] {
             let half = Features { q: f16, kv: f16, out: f16, ..features.clone() };
-            kernels.push(tuning.flash_kernel(&half, head_dim, head_dim, true));
+            kernels.push(tuning.flash_kernel(&half, head_dim, head_dim, false, true));
             // What the same GPU takes on the web.
-            let web = Tuning { subgroups: false, ..*tuning };
-            kernels.push(web.flash_kernel(features, head_dim, head_dim, true));
+            let web = Tuning { subgroups: 0, ..*tuning };
+            kernels.push(web.flash_kernel(features, head_dim, head_dim, false, true));
         }
     }
     for (i, features) in covering.iter().enumerate() {
         let head_dim = [64, 128, 32][i % 3];
         let features = Features { scores: None, ..features.clone() };
         let tuning = tuning.for_rows(u32::MAX, &features);
-        kernels.push(tuning.flash_kernel(&features, head_dim, head_dim, i % 2 == 0));
+        kernels.push(tuning.flash_kernel(&features, head_dim, head_dim, i % 3 == 0, i % 2 == 0));
     }
     if matches!(tuning.flash, Flash::Lane { .. }) {
         for features in &common {
             let few = tuning.for_rows(1, features);
-            kernels.extend([64, 128].map(|dim| few.flash_kernel(features, dim, dim, true)));
+            kernels.extend([64, 128].map(|dim| few.flash_kernel(features, dim, dim, false, true)));
         }
         // What heads too wide for whole rows get.
         let features = Features { lse: true, ..common[1].clone() };
-        kernels.push(tuning.flash_kernel(&features, 192, 192, true));
+        kernels.push(tuning.flash_kernel(&features, 192, 192, false, true));
     }
     kernels
 }

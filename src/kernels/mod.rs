@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 mod callers;
 mod coop;
 mod covering;
+mod decode;
 mod features;
 mod flash;
 mod linear;
@@ -16,6 +17,7 @@ mod staged;
 mod tables;
 
 pub(crate) use coop::{FlashCoop, Fragments};
+pub(crate) use decode::{DecodeLane, DecodeTeam};
 pub(crate) use features::{Element, Features, Rows, Uses};
 pub(crate) use flash::{FlashLane, FlashTile};
 pub(crate) use linear::{Linear, LinearParams};
@@ -186,6 +188,7 @@ pub fn all(capabilities: &crate::Capabilities) -> Vec<Kernel> {
     let mut kernels: Vec<Kernel> = Vec::new();
     kernels.extend(staged::variants(&tuning, &covering));
     kernels.extend(flash::variants(&tuning, &covering, capabilities.f16));
+    kernels.extend(decode::variants(&tuning, &covering));
     kernels.extend(linear::variants(&tuning));
     kernels.extend(merge::variants(&tuning, &covering));
     kernels.extend(tables::variants(&tuning, &covering));

@@ -12,7 +12,9 @@ pub(crate) enum Target {
     Staged(DeviceClass),
     /// The fused kernel, tiles of a class.
     Flash(DeviceClass),
-    /// The one or the other on a device that binds little at once, so that problems are cut into parts.
+    /// A fused kernel over three ranges of keys, tiles of a class.
+    Split(DeviceClass),
+    /// One or the other on a device that binds little at once, so that problems are cut into parts.
     Tight(DeviceClass, Algorithm),
     /// Kernels on matrix units, where the device has them and they agree with the plain ones.
     Matrices(Algorithm),
@@ -24,11 +26,13 @@ pub(crate) enum Target {
 pub(crate) const TIGHT_BYTES: u64 = 1 << 15;
 
 impl Target {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Staged(DeviceClass::Hardware),
         Self::Staged(DeviceClass::Software),
         Self::Flash(DeviceClass::Hardware),
         Self::Flash(DeviceClass::Software),
+        Self::Split(DeviceClass::Hardware),
+        Self::Split(DeviceClass::Software),
         Self::Cpu,
     ];
 
@@ -36,7 +40,10 @@ impl Target {
     pub(crate) fn gives(self, problem: &Problem) -> bool {
         let fused = matches!(
             self,
-            Self::Flash(_) | Self::Tight(_, Algorithm::Flash) | Self::Matrices(Algorithm::Flash)
+            Self::Flash(_)
+                | Self::Split(_)
+                | Self::Tight(_, Algorithm::Flash | Algorithm::Split)
+                | Self::Matrices(Algorithm::Flash)
         );
         !((problem.weights || problem.scores.is_some()) && fused)
     }
@@ -56,6 +63,12 @@ impl Target {
         let (runner, algorithm) = match self {
             Self::Staged(class) => (runner(class), Algorithm::Staged),
             Self::Flash(class) => (runner(class), Algorithm::Flash),
+            Self::Split(class) => {
+                let problem = problem.clone().with_splits(3);
+                let outputs =
+                    runner(class).forward_with(&problem, Algorithm::Split, &tensors.inputs());
+                return outputs.map(Got::from);
+            }
             Self::Tight(class, algorithm) => (tight(class), algorithm),
             Self::Matrices(algorithm) => (matrices(), algorithm),
             Self::Cpu => (cpu(), Algorithm::Auto),
