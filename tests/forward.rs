@@ -52,6 +52,16 @@ fn flash_kernels_with_software_tiles_agree_with_the_definition() {
     agrees_with_the_definition(Target::Flash(DeviceClass::Software));
 }
 
+#[test]
+fn split_kernels_of_hardware_agree_with_the_definition() {
+    agrees_with_the_definition(Target::Split(DeviceClass::Hardware));
+}
+
+#[test]
+fn split_kernels_of_software_agree_with_the_definition() {
+    agrees_with_the_definition(Target::Split(DeviceClass::Software));
+}
+
 /// Cases for which a class takes other kernels than a GPU of which nothing is known.
 #[test]
 fn tiles_of_every_class_agree_with_the_definition() {

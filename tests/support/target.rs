@@ -12,6 +12,8 @@ pub(crate) enum Target {
     Staged(DeviceClass),
     /// The fused kernel, tiles of a class.
     Flash(DeviceClass),
+    /// What the planner takes, tiles of a class.
+    Auto(DeviceClass),
     /// A fused kernel over three ranges of keys, tiles of a class.
     Split(DeviceClass),
     /// One or the other on a device that binds little at once, so that problems are cut into parts.
@@ -63,6 +65,7 @@ impl Target {
         let (runner, algorithm) = match self {
             Self::Staged(class) => (runner(class), Algorithm::Staged),
             Self::Flash(class) => (runner(class), Algorithm::Flash),
+            Self::Auto(class) => (runner(class), Algorithm::Auto),
             Self::Split(class) => {
                 let problem = problem.clone().with_splits(3);
                 let outputs =
