@@ -5,7 +5,7 @@ use crate::error::PlanError;
 use crate::forward::{AttentionPlanner, Views};
 use crate::kernels::{AttentionParams, Element, Features, Merge, Uses};
 use crate::plan::Bound;
-use crate::staged::{budgeted, to_scratch};
+use crate::staged::{budgeted, from_scratch, to_scratch};
 use crate::uniforms::{narrow, tiled};
 use crate::work::{Across, CHANGES, ELEMENT, Pairs, SOFTMAX, Work};
 
@@ -85,7 +85,10 @@ impl AttentionPlanner<'_, '_> {
                     partial_out_part: narrow(out_part),
                     partial_lse_part: narrow(block.rows()),
                     parts,
-                    ..self.params(&block, &(0..shape.kv_len), &out)
+                    ..from_scratch(
+                        self.params(&block, &(0..shape.kv_len), &out),
+                        [heads, rows, v_head_dim],
+                    )
                 };
                 let whole = |operand, size: u64| Bound {
                     operand,
@@ -100,7 +103,8 @@ impl AttentionPlanner<'_, '_> {
                 let all = self.features.clone();
                 bound.extend(self.shared(&all, Uses::Sinks, &block, &(0..shape.kv_len)));
                 let threads = tuning.row_threads;
-                let merge = Merge { features: &all, threads, v_head_dim };
+                let partial = Element::F32;
+                let merge = Merge { features: &all, partial, threads, v_head_dim };
                 let elements = u64::from(parts) * u64::from(v_head_dim);
                 let work = Work::even(block.rows(), elements * (SOFTMAX + ELEMENT));
                 self.step(|_| merge.clone().into(), false, bound, work, params)?;
