@@ -7,6 +7,9 @@
 // Provides: merge_kernel.
 const NOTHING: f32 = -0.0;   // what any x is added to without a trace, x = -0 too
 
+// Whether every invocation has all its columns every time.
+const EVEN: bool = V_HEAD_DIM % (THREADS * COLUMNS) == 0u;
+
 // A driver's exp(0) need not be 1.
 fn weight(lse: f32, m: f32) -> f32 { return select(exp(lse - m), 1.0, lse == m); }
 
@@ -45,11 +48,11 @@ fn merge_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
             let w = weight(bitcast<f32>(bits), m) * norm;
             let i = out_first + p * params.partial_out_part + d;
             for (var c = 0u; c < COLUMNS; c++) {
-                if d + c * THREADS < V_HEAD_DIM { o[c] = fma(w, load_partial_out(i + c * THREADS), o[c]); }
+                if EVEN || d + c * THREADS < V_HEAD_DIM { o[c] = fma(w, load_partial_out(i + c * THREADS), o[c]); }
             }
         }
         for (var c = 0u; c < COLUMNS; c++) {
-            if d + c * THREADS < V_HEAD_DIM { store_out(first + d + c * THREADS, select(0.0, o[c], seen)); }
+            if EVEN || d + c * THREADS < V_HEAD_DIM { store_out(first + d + c * THREADS, select(0.0, o[c], seen)); }
         }
     }
     if lane == 0u { store_lse(at.batch, at.head, at.row, m, l); }
