@@ -79,6 +79,7 @@ mod upload;
 mod download;
 mod layer;
 mod merge;
+mod merged;
 #[cfg(feature = "runner")]
 mod runner;
 #[cfg(feature = "runner")]
