@@ -182,7 +182,7 @@ fn bind<'a>(runner: &'a Runner, gpu: &'a Gpu<'_>, case: &Case) -> Run<'a> {
     let per_sequence = s.kv_len.div_ceil(PAGE_LEN);
     // Neighbours are pages apart.
     let page = |i: u32| (i % per_sequence * 7919) % per_sequence + i / per_sequence * per_sequence;
-    let coprime = per_sequence % 7919 != 0;
+    let coprime = !per_sequence.is_multiple_of(7919);
     let table: Vec<u32> =
         (0..s.batch * per_sequence).map(|i| if coprime { page(i) } else { i }).collect();
 

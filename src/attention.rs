@@ -6,6 +6,7 @@ use crate::error::{BindError, PlanError};
 use crate::kernels::Kernel;
 use crate::layer::SelfAttention;
 use crate::matrices::Matrices;
+use crate::merge::Merge;
 use crate::pipeline::{Checks, Pipelines, compile};
 use crate::plan::{Algorithm, Plan};
 use crate::problem::Problem;
@@ -166,6 +167,14 @@ impl Attention {
         algorithm: Algorithm,
     ) -> Result<Plan, PlanError> {
         layer.plan(&self.capabilities, algorithm)
+    }
+
+    /// The steps of a merge of partial results: `out_parts` and `lse_parts` to `out`, and `lse` where it is asked for.
+    ///
+    /// # Errors
+    /// [`PlanError`]: the merge is ill-formed, or a limit is too small.
+    pub fn plan_merge(&self, merge: &Merge) -> Result<Plan, PlanError> {
+        merge.plan(&self.capabilities)
     }
 
     /// Compiles what `plans` need and is not compiled yet, so that `bind` finds it: each kernel once, several at a

@@ -6,7 +6,7 @@ use crate::forward::{AttentionPlanner, Views};
 use crate::kernels::{AttentionParams, Element, Features, Kernel, Merge, Uses};
 use crate::plan::{Algorithm, Bound};
 use crate::splits::{self, Launch};
-use crate::staged::{budgeted, to_scratch};
+use crate::staged::{budgeted, from_scratch, to_scratch};
 use crate::tensors::Operand;
 use crate::tuning::Tuning;
 use crate::uniforms::{narrow, tiled};
@@ -226,12 +226,12 @@ impl AttentionPlanner<'_, '_> {
         let Partial { parts, .. } = partial;
         let (v_head_dim, all_keys) = (self.shape.v_head_dim, 0..self.shape.kv_len);
         let out_part = block.rows() * u64::from(v_head_dim);
-        let out = self.views.out;
+        let ([_, heads, rows], out) = (block.counts(), self.views.out);
         let params = AttentionParams {
             partial_out_part: narrow(out_part),
             partial_lse_part: narrow(block.rows()),
             parts,
-            ..self.params(block, &all_keys, &out)
+            ..from_scratch(self.params(block, &all_keys, &out), [heads, rows, v_head_dim])
         };
         let whole = |operand, size: u64| Bound {
             operand,
@@ -246,9 +246,9 @@ impl AttentionPlanner<'_, '_> {
         let all = self.features.clone();
         bound.extend(self.shared(&all, Uses::Sinks, block, &all_keys));
         let threads = self.tuning.row_threads;
-        let merge = Merge { features: &all, threads, v_head_dim };
+        let merge = Merge { features: &all, partial: Element::F32, threads, v_head_dim };
         let elements = u64::from(parts) * u64::from(v_head_dim);
-        let work = Work::even(block.rows(), elements * (SOFTMAX + ELEMENT));
+        let work = Work::even(block.rows(), elements * ELEMENT + u64::from(parts) * SOFTMAX);
         self.step(|_| merge.clone().into(), false, bound, work, params)
     }
 }

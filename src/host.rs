@@ -5,6 +5,7 @@ use crate::error::{BindError, Error};
 use crate::inputs::Inputs;
 use crate::layer::SelfAttention;
 use crate::mask::Diagonal;
+use crate::merge::Merge;
 use crate::pairs::MaskFormat;
 use crate::problem::{Lengths, Problem, Slopes};
 use crate::sequence::Sequence;
@@ -218,6 +219,27 @@ impl<'a> Transfer<'a> {
         if layer.weights {
             let pairs = rows(s.q_len).saturating_mul(u64::from(s.heads) * u64::from(s.kv_len));
             transfer.take(Operand::Weights, pairs, DType::F32)?;
+        }
+        Ok(transfer)
+    }
+
+    pub(crate) fn of_merge(
+        merge: &Merge,
+        out_parts: &'a [f32],
+        lse_parts: &'a [f32],
+    ) -> Result<Self, Error> {
+        merge.validate()?;
+        let s = merge.shape;
+        let mut transfer = Self { inputs: Vec::new(), buffers: Vec::new(), outputs: Vec::new() };
+        let [out_elements, lse_elements] = merge.parts_elements().map(|n| n.expect("validated"));
+        let out_parts = checked(Operand::OutParts, out_parts, out_elements, false)?;
+        let lse_parts = checked(Operand::LseParts, lse_parts, lse_elements, false)?;
+        transfer.give(Operand::OutParts, encoded(out_parts, merge.parts_dtype));
+        transfer.give(Operand::LseParts, Data::F32(lse_parts));
+        let out = merge.out.extent(s.batch, s.heads, s.q_len, s.v_head_dim).expect("validated");
+        transfer.take(Operand::Out, out, merge.out_dtype)?;
+        if merge.lse {
+            transfer.take(Operand::Lse, merge.rows(), DType::F32)?;
         }
         Ok(transfer)
     }

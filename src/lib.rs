@@ -79,6 +79,8 @@ mod self_test;
 mod upload;
 mod download;
 mod layer;
+mod merge;
+mod merged;
 #[cfg(feature = "runner")]
 mod runner;
 #[cfg(feature = "runner")]
@@ -126,6 +128,7 @@ pub use layer::SelfAttention;
 pub use layout::{Layout, Strides};
 pub use mask::{Diagonal, Mask};
 pub use matrices::{Matrices, MatrixInputs, MatrixKernel, MatrixKernels};
+pub use merge::Merge;
 pub use pages::Pages;
 pub use pairs::{Bias, BooleanMask, MaskFormat, Pairs};
 pub use pipeline::Checks;

@@ -64,6 +64,7 @@ impl Range {
 }
 
 /// The numbers as `dtype` stores them.
+#[cfg(any(test, feature = "cpu"))]
 pub(crate) fn rounded(data: &[f32], dtype: DType) -> Vec<f32> {
     let mut out = Vec::with_capacity(data.len());
     for block in data.chunks(BLOCK) {

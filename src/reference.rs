@@ -2,6 +2,7 @@
 
 use crate::inputs::{Inputs, PairValue};
 use crate::layout::Strides;
+use crate::merge::Merge;
 use crate::problem::{Problem, ScoreStage};
 use crate::sequence::Sequence;
 
@@ -136,6 +137,54 @@ pub fn forward(problem: &Problem, inputs: &Inputs<'_>) -> Forward {
         }
     }
     all
+}
+
+/// Result of a merge.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Merged {
+    /// As `out` of the merge is laid out; 0 in gaps between rows.
+    pub out: Vec<f64>,
+    /// `[batch, heads, q_len]`; `-inf` where no part saw a key.
+    pub lse: Vec<f64>,
+}
+
+/// Partial results into one, every row. Parts as the merge lays them out.
+///
+/// # Panics
+/// If a slice is shorter than the merge's strides reach.
+pub fn merge(merge: &Merge, out_parts: &[f32], lse_parts: &[f32]) -> Merged {
+    let s = merge.shape;
+    let extent = merge.out.extent(s.batch, s.heads, s.q_len, s.v_head_dim);
+    let mut merged = Merged {
+        out: vec![0.0; extent.and_then(|n| usize::try_from(n).ok()).expect("fits in memory")],
+        lse: Vec::new(),
+    };
+    let part = |stride: u64, p: u32| usize::try_from(stride * u64::from(p)).expect("in memory");
+    for batch in 0..s.batch {
+        for head in 0..s.heads {
+            for i in 0..s.q_len {
+                let at = (batch, head, i);
+                let lse = |p: u32| -> f64 {
+                    lse_parts[part(merge.lse_part, p) + start(merge.lse_parts, at)].into()
+                };
+                let seen = (0..merge.parts).filter(|p| lse(*p) != f64::NEG_INFINITY);
+                let max = seen.clone().map(lse).fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = seen.clone().map(|p| (lse(p) - max).exp()).sum();
+                let row = &mut merged.out[start(merge.out, at)..][..s.v_head_dim as usize];
+                for p in seen {
+                    let weight = (lse(p) - max).exp() / sum;
+                    let first = part(merge.out_part, p) + start(merge.out_parts, at);
+                    for (o, x) in row.iter_mut().zip(&out_parts[first..]) {
+                        *o += weight * f64::from(*x);
+                    }
+                }
+                // Of no part, ln 0 = -inf; max is that already.
+                merged.lse.push(if sum > 0.0 { max + sum.ln() } else { max });
+            }
+        }
+    }
+    merged
 }
 
 /// Index of the first element of a row.

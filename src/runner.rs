@@ -8,6 +8,7 @@ use crate::gpu::Gpu;
 use crate::host::{LayerInputs, Outputs, Transfer};
 use crate::inputs::Inputs;
 use crate::layer::SelfAttention;
+use crate::merge::Merge;
 use crate::pace::Pace;
 use crate::pipeline::Checks;
 use crate::plan::Algorithm;
@@ -342,6 +343,48 @@ impl Runner {
             }
             #[cfg(feature = "cpu")]
             Backend::Cpu => crate::cpu::run_layer(layer, algorithm, &transfer, &self.watcher),
+        }
+    }
+
+    /// Partial results into one, blocking. Both slices as the merge lays them out; they may be longer.
+    ///
+    /// # Errors
+    /// Anything in [`Error`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn merge(
+        &self,
+        merge: &Merge,
+        out_parts: &[f32],
+        lse_parts: &[f32],
+    ) -> Result<Outputs, Error> {
+        let transfer = Transfer::of_merge(merge, out_parts, lse_parts)?;
+        match &self.backend {
+            Backend::Gpu(gpu) => {
+                gpu.run(&gpu.attention.plan_merge(merge)?, &transfer, &self.watcher)
+            }
+            #[cfg(feature = "cpu")]
+            Backend::Cpu => crate::cpu::merge(merge, out_parts, lse_parts, &self.watcher),
+        }
+    }
+
+    /// Partial results into one, without blocking.
+    ///
+    /// # Errors
+    /// Anything in [`Error`].
+    pub async fn merge_async(
+        &self,
+        merge: &Merge,
+        out_parts: &[f32],
+        lse_parts: &[f32],
+    ) -> Result<Outputs, Error> {
+        let transfer = Transfer::of_merge(merge, out_parts, lse_parts)?;
+        match &self.backend {
+            Backend::Gpu(gpu) => {
+                let plan = gpu.attention.plan_merge(merge)?;
+                gpu.run_async(&plan, &transfer, &self.watcher).await
+            }
+            #[cfg(feature = "cpu")]
+            Backend::Cpu => crate::cpu::merge(merge, out_parts, lse_parts, &self.watcher),
         }
     }
 }

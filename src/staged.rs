@@ -189,3 +189,20 @@ pub(crate) fn to_scratch(
         ..params
     }
 }
+
+/// Partial results are contiguous scratch of the block.
+pub(crate) fn from_scratch(
+    params: AttentionParams,
+    [heads, rows, width]: [u32; 3],
+) -> AttentionParams {
+    let (out, lse) = (Strides::bhsd(heads, rows, width), Strides::bhsd(heads, rows, 1));
+    AttentionParams {
+        partial_out_batch: narrow(out.batch),
+        partial_out_head: narrow(out.head),
+        partial_out_row: narrow(out.row),
+        partial_lse_batch: narrow(lse.batch),
+        partial_lse_head: narrow(lse.head),
+        partial_lse_row: narrow(lse.row),
+        ..params
+    }
+}

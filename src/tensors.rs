@@ -71,6 +71,10 @@ pub enum Operand {
     BQkv,
     /// Bias of the result.
     BO,
+    /// Partial results over ranges of keys.
+    OutParts,
+    /// Log-sum-exp of every row of partial results.
+    LseParts,
     /// Scratch, by index.
     Workspace(usize),
 }
@@ -110,6 +114,8 @@ impl Operand {
             Self::BV => "b_v",
             Self::BQkv => "b_qkv",
             Self::BO => "b_o",
+            Self::OutParts => "out_parts",
+            Self::LseParts => "lse_parts",
             Self::Workspace(_) => "workspace",
         }
     }
@@ -211,6 +217,10 @@ impl<'a> Tensors<'a> {
         b_qkv: BQkv,
         /// `[out_dim]`.
         b_o: BO,
+        /// `[parts, batch, heads, q_len, v_head_dim]`, or as [`Merge`](crate::Merge) lays them out.
+        out_parts: OutParts,
+        /// `[parts, batch, heads, q_len]` f32, or as [`Merge`](crate::Merge) lays them out.
+        lse_parts: LseParts,
     }
 
     /// A buffer that a function of the caller's declares; the slice starts at a multiple of the device's

@@ -471,7 +471,7 @@ fn what_is_not_supported_yet_says_so() {
     for options in ["--dropout 0.1 --seed 1", "--rotary half", "--algorithm split"] {
         refuses(&format!("{options} later-in"), "not supported yet");
     }
-    for name in ["k_pages", "block_table", "k_cache", "cos", "d_out", "keep", "out_parts"] {
+    for name in ["k_pages", "block_table", "k_cache", "cos", "d_out", "keep"] {
         let mut tensors = qkv();
         tensors.push(f32s(name, &[2], 1));
         write("later-tensor-in", &tensors);
@@ -627,4 +627,102 @@ fn many_calls_are_answered_line_by_line() {
     std::fs::write(file("jobs"), "jobs-in jobs-out1\n").expect("written");
     let got = attend("--jobs jobs");
     assert_eq!((got.status.code(), got.stdout.as_slice()), (Some(0), b"ok 1\n".as_slice()));
+}
+
+/// 5 rows of 3 heads, 12 wide, in 4 parts. Part 1 saw nothing in row 2, no part anything in row 3: their out is NaN.
+fn parts() -> Vec<Tensor> {
+    let mut out = values(5 * 4 * 3 * 12, 7);
+    let mut lse = values(5 * 4 * 3, 8);
+    for part in [2 * 4 + 1, 3 * 4, 3 * 4 + 1, 3 * 4 + 2, 3 * 4 + 3] {
+        lse[part * 3..][..3].fill(f32::NEG_INFINITY);
+        out[part * 36..][..36].fill(f32::NAN);
+    }
+    vec![
+        floats("out_parts", Dtype::F32, &[5, 4, 3, 12], &out),
+        floats("lse_parts", Dtype::F32, &[5, 4, 3], &lse),
+    ]
+}
+
+#[test]
+fn partial_results_are_merged_on_every_backend() {
+    write("parts-in", &parts());
+    for options in ["", "--dtype f16", "--dtype bf16"] {
+        answers(&format!("{options} --backend reference parts-in parts-ref"));
+        let [out, lse] = ["out", "lse"].map(|name| read("parts-ref", name));
+        assert_eq!((&out.0[..], &lse.0[..]), (&[5, 3, 12][..], &[5, 3][..]));
+        // No part of row 3 saw a key.
+        assert!(out.1[3 * 36..4 * 36].iter().all(|x| *x == 0.0));
+        assert!(lse.1[3 * 3..4 * 3].iter().all(|x| *x == f32::NEG_INFINITY));
+        for backend in ["gpu", "cpu", "gpu --limits default"] {
+            answers(&format!("{options} --backend {backend} parts-in parts-out"));
+            let [got_out, got_lse] = ["out", "lse"].map(|name| read("parts-out", name));
+            assert_eq!((&got_out.0, &got_lse.0), (&out.0, &lse.0), "{options} {backend}");
+            assert!(within(tolerance(options), &got_out.1, &out.1), "{options} {backend}");
+            assert!(close(&got_lse.1, &lse.1), "{options} {backend}");
+        }
+    }
+    // The formula, of one element: row 4, head 1, column 5.
+    let [outs, lses] = [&parts()[0], &parts()[1]].map(|tensor| tensor.clone());
+    let weight = |part: usize| pick(&lses, &[4, part, 1]).exp();
+    let sum: f64 = (0..4).map(weight).sum();
+    let want: f64 = (0..4).map(|part| weight(part) / sum * pick(&outs, &[4, part, 1, 5])).sum();
+    answers("--backend reference parts-in parts-ref");
+    let (out, lse) = (read("parts-ref", "out").1, read("parts-ref", "lse").1);
+    assert!((f64::from(out[(4 * 3 + 1) * 12 + 5]) - want).abs() < 1e-6);
+    assert!((f64::from(lse[4 * 3 + 1]) - sum.ln()).abs() < 1e-6);
+}
+
+#[test]
+fn no_part_and_no_row_are_answered() {
+    for (shape, rows) in [([2, 0, 3, 4], 2), ([0, 2, 3, 4], 0)] {
+        let lse = &shape[..3];
+        write("no-parts-in", &[f32s("out_parts", &shape, 1), f32s("lse_parts", lse, 2)]);
+        for backend in ["gpu", "cpu", "reference"] {
+            answers(&format!("--backend {backend} no-parts-in no-parts-out"));
+            let none = vec![f32::NEG_INFINITY; rows * 3];
+            assert_eq!(read("no-parts-out", "out"), (vec![rows, 3, 4], vec![0.0; rows * 12]));
+            assert_eq!(read("no-parts-out", "lse"), (vec![rows, 3], none));
+        }
+    }
+}
+
+#[test]
+fn bad_partial_results_are_named() {
+    for (name, tensor, what) in [
+        ("lse_parts", None, "tensor lse_parts is missing"),
+        ("out_parts", None, "tensor out_parts is missing"),
+        ("q", Some(f32s("q", &[1], 1)), "tensor q does not go with partial results"),
+        ("sinks", Some(f32s("sinks", &[3], 1)), "tensor sinks does not go with"),
+        ("x", Some(f32s("x", &[1], 1)), "tensor x is unknown"),
+        ("out_parts", Some(f32s("out_parts", &[5, 4, 3], 1)), "tensor out_parts has shape"),
+        ("out_parts", Some(f32s("out_parts", &[5, 4, 3, 0], 1)), "v_head_dim is zero"),
+        ("lse_parts", Some(f32s("lse_parts", &[5, 3, 4], 1)), "tensor lse_parts has shape"),
+        ("lse_parts", Some(f32s("lse_parts", &[5, 4, 3, 1], 1)), "tensor lse_parts has shape"),
+        ("lse_parts", Some(i32s("lse_parts", &[60])), "tensor lse_parts is I32"),
+        (
+            "out_parts",
+            Some(floats("out_parts", Dtype::F16, &[5, 4, 3, 12], &[0.0; 720])),
+            "tensor out_parts is F16",
+        ),
+    ] {
+        write("bad-parts-in", &with(parts(), name, tensor));
+        for backend in ["gpu", "cpu", "reference"] {
+            refuses(&format!("--backend {backend} bad-parts-in"), what);
+        }
+    }
+    write("good-parts-in", &parts());
+    for options in [
+        "--layout bshd",
+        "--causal bottom-right",
+        "--window-left 2",
+        "--window-right 2",
+        "--scale 1",
+        "--softcap 3",
+        "--algorithm flash",
+        "--weights",
+        "--scores raw",
+    ] {
+        let option = options.split(' ').next().expect("an option");
+        refuses(&format!("{options} good-parts-in"), &format!("{option} does not go with"));
+    }
 }

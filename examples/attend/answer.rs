@@ -3,8 +3,11 @@
 use crate::Result;
 use crate::options::{Axes, Backend, Call};
 use crate::progress::shown;
-use crate::tensors::{Contents, write};
-use wgpu_attention::{DType, Inputs, Problem, Runner, RunnerOptions, Shape, reference};
+use crate::tensors::{Contents, Parts, write};
+use safetensors::SafeTensors;
+use wgpu_attention::{
+    DType, Error, Inputs, Outputs, Problem, Runner, RunnerOptions, Shape, reference,
+};
 
 /// Runners, made at their first use and kept.
 pub(crate) struct Machines {
@@ -31,6 +34,21 @@ impl Machines {
         };
         Ok(self.gpu.insert(made))
     }
+
+    /// What `run` gives on the GPU or the CPU path.
+    pub(crate) fn run(
+        &mut self,
+        backend: Backend,
+        run: impl FnOnce(&Runner) -> std::result::Result<Outputs, Error>,
+    ) -> Result<Outputs> {
+        let runner = if backend == Backend::Cpu { &self.cpu } else { self.gpu()? };
+        run(runner).map_err(|error| {
+            if matches!(error, Error::DeviceLost(_)) {
+                self.gpu = None;
+            }
+            error.to_string()
+        })
+    }
 }
 
 /// Results, as a file holds them.
@@ -44,7 +62,12 @@ struct Answer {
 impl Call {
     pub(crate) fn answer(&self, machines: &mut Machines) -> Result<()> {
         let (input, output) = self.checked()?;
-        let mut contents = Contents::read(input)?;
+        let bytes = std::fs::read(input).map_err(|error| format!("{input}: {error}"))?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|error| format!("{input}: {error}"))?;
+        if let Some(parts) = Parts::read(&file)? {
+            return self.merge(parts, output, machines);
+        }
+        let mut contents = Contents::read(&file)?;
         let problem = self.problem(&contents)?;
         contents.round(problem.dtype);
         let answer = self.compute(&problem, &contents.inputs(), machines)?;
@@ -78,20 +101,11 @@ impl Call {
         inputs: &Inputs<'_>,
         machines: &mut Machines,
     ) -> Result<Answer> {
-        let runner = match self.backend {
-            Backend::Reference => return refer(problem, inputs),
-            Backend::Cpu => &machines.cpu,
-            Backend::Gpu => machines.gpu()?,
-        };
-        let outputs = match runner.forward_with(problem, self.algorithm, inputs) {
-            Ok(outputs) => outputs,
-            Err(error) => {
-                if matches!(error, wgpu_attention::Error::DeviceLost(_)) {
-                    machines.gpu = None;
-                }
-                return Err(error.to_string());
-            }
-        };
+        if self.backend == Backend::Reference {
+            return refer(problem, inputs);
+        }
+        let outputs = machines
+            .run(self.backend, |runner| runner.forward_with(problem, self.algorithm, inputs))?;
         Ok(Answer {
             out: outputs.out,
             lse: outputs.lse.unwrap_or_default(),
@@ -138,7 +152,7 @@ fn refer(problem: &Problem, inputs: &Inputs<'_>) -> Result<Answer> {
     Ok(answer)
 }
 
-fn round_into(to: &mut [f32], from: &[f64]) {
+pub(crate) fn round_into(to: &mut [f32], from: &[f64]) {
     #[allow(clippy::cast_possible_truncation, reason = "the file holds f32")]
     for (to, from) in to.iter_mut().zip(from) {
         *to = *from as f32;

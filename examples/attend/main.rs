@@ -3,6 +3,7 @@
 //! `attend [OPTIONS] IN.safetensors OUT.safetensors`, or `attend [OPTIONS] --jobs FILE` for many calls.
 
 mod answer;
+mod merge;
 mod options;
 mod progress;
 mod question;

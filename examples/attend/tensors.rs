@@ -48,7 +48,7 @@ const READ: [&str; 12] = [
 ];
 
 /// Tensors that a file may hold, but nothing reads yet.
-const LATER: [&str; 15] = [
+const LATER: [&str; 13] = [
     "k_pages",
     "v_pages",
     "block_table",
@@ -62,19 +62,13 @@ const LATER: [&str; 15] = [
     "d_out",
     "d_lse",
     "keep",
-    "out_parts",
-    "lse_parts",
 ];
 
 const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
 
 impl Contents {
-    pub(crate) fn read(path: &str) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|error| format!("{path}: {error}"))?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|error| format!("{path}: {error}"))?;
-        let mut names = file.names();
-        names.sort_unstable();
-        for name in names {
+    pub(crate) fn read(file: &SafeTensors<'_>) -> Result<Self> {
+        for name in names(file) {
             if LATER.contains(&name) {
                 return Err(unsupported(&format!("tensor {name}")));
             }
@@ -82,16 +76,16 @@ impl Contents {
                 return Err(format!("tensor {name} is unknown"));
             }
         }
-        let floats = |name, types| Tensor::read(&file, name, types, float_values);
+        let floats = |name, types| Tensor::read(file, name, types, float_values);
         let needed =
             |name| floats(name, &FLOATS)?.ok_or_else(|| format!("tensor {name} is missing"));
-        let integers = |name| Tensor::read(&file, name, &[Dtype::I32], integer_values);
+        let integers = |name| Tensor::read(file, name, &[Dtype::I32], integer_values);
         let counts = |name| integers(name)?.map(Tensor::counts).transpose();
         Ok(Self {
             q: needed("q")?,
             k: needed("k")?,
             v: needed("v")?,
-            mask: Tensor::read(&file, "mask", &[Dtype::BOOL, Dtype::U8], truth_values)?,
+            mask: Tensor::read(file, "mask", &[Dtype::BOOL, Dtype::U8], truth_values)?,
             bias: floats("bias", &FLOATS)?,
             alibi_slopes: floats("alibi_slopes", &[Dtype::F32])?,
             sinks: floats("sinks", &[Dtype::F32])?,
@@ -105,15 +99,58 @@ impl Contents {
 
     /// Rounds q, k and v to a storage type.
     pub(crate) fn round(&mut self, dtype: DType) {
-        let round: fn(f32) -> f32 = match dtype {
-            DType::F16 => |x| f16::from_f32(x).to_f32(),
-            DType::BF16 => |x| bf16::from_f32(x).to_f32(),
-            _ => return,
-        };
         for tensor in [&mut self.q, &mut self.k, &mut self.v] {
-            tensor.data.iter_mut().for_each(|x| *x = round(*x));
+            round(&mut tensor.data, dtype);
         }
     }
+}
+
+/// Partial results, as an input file holds them in place of q, k and v.
+pub(crate) struct Parts {
+    pub(crate) out_parts: Tensor<f32>,
+    pub(crate) lse_parts: Tensor<f32>,
+}
+
+const PARTS: [&str; 2] = ["out_parts", "lse_parts"];
+
+impl Parts {
+    /// Those of the file, if it has any.
+    pub(crate) fn read(file: &SafeTensors<'_>) -> Result<Option<Self>> {
+        let names = names(file);
+        if !names.iter().any(|name| PARTS.contains(name)) {
+            return Ok(None);
+        }
+        for name in names {
+            if READ.contains(&name) || LATER.contains(&name) {
+                return Err(format!("tensor {name} does not go with partial results"));
+            }
+            if !PARTS.contains(&name) {
+                return Err(format!("tensor {name} is unknown"));
+            }
+        }
+        let needed = |name| {
+            Tensor::read(file, name, &[Dtype::F32], float_values)?
+                .ok_or_else(|| format!("tensor {name} is missing"))
+        };
+        Ok(Some(Self { out_parts: needed("out_parts")?, lse_parts: needed("lse_parts")? }))
+    }
+}
+
+/// In the same order always, whatever the file's.
+fn names<'a>(file: &'a SafeTensors<'_>) -> Vec<&'a str> {
+    let mut names = file.names();
+    names.sort_unstable();
+    names
+}
+
+/// Rounds numbers to a storage type.
+pub(crate) fn round(data: &mut [f32], dtype: DType) {
+    let round: fn(f32) -> f32 = match dtype {
+        DType::F16 => |x| f16::from_f32(x).to_f32(),
+        DType::BF16 => |x| bf16::from_f32(x).to_f32(),
+        _ => return,
+    };
+    data.iter_mut().for_each(|x| *x = round(*x));
 }
 
 impl<T> Tensor<T> {

@@ -12,9 +12,12 @@ use crate::tensors::Operand;
 use crate::watcher::{Meter, Watcher};
 
 mod attend;
+mod merge;
 mod product;
 mod softmax;
 mod state;
+
+pub(crate) use merge::merge;
 
 /// One attention, of inputs rounded to their storage types.
 pub(crate) fn run(

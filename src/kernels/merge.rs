@@ -3,6 +3,7 @@
 use super::features::store_lse;
 use super::{AttentionParams, Binding, Element, Features, Kernel, Uses};
 use crate::shader::{Source, file};
+use crate::shape::DType;
 use crate::tuning::Tuning;
 
 /// `kernels/fill.wgsl`.
@@ -15,7 +16,8 @@ pub(crate) struct Fill<'a> {
 
 impl From<Fill<'_>> for Kernel {
     fn from(c: Fill<'_>) -> Self {
-        row_kernel("fill", c.features, c.threads, c.v_head_dim, &[])
+        let source = Source::default().with_f16(c.features.out == Element::F16);
+        row_kernel("fill", c.features, c.threads, c.v_head_dim, Vec::new(), source)
     }
 }
 
@@ -23,14 +25,24 @@ impl From<Fill<'_>> for Kernel {
 #[derive(Clone, Debug)]
 pub(crate) struct Merge<'a> {
     pub(crate) features: &'a Features,
+    /// Of the partial results.
+    pub(crate) partial: Element,
     pub(crate) threads: u32,
     pub(crate) v_head_dim: u32,
 }
 
+/// Columns that an invocation sums up at once, in registers.
+const MOST_COLUMNS: u32 = 8;
+
 impl From<Merge<'_>> for Kernel {
     fn from(c: Merge<'_>) -> Self {
-        let inputs = [("partial_out", "f32"), ("partial_lse", "u32")];
-        row_kernel("merge", c.features, c.threads, c.v_head_dim, &inputs)
+        let (partial_out, load) = c.partial.read("partial_out", false);
+        let inputs = vec![partial_out, Binding::read("partial_lse", "u32")];
+        let source = Source::default()
+            .with_f16(c.features.out == Element::F16 || c.partial == Element::F16)
+            .constant("COLUMNS", c.v_head_dim.div_ceil(c.threads).min(MOST_COLUMNS))
+            .files(load);
+        row_kernel("merge", c.features, c.threads, c.v_head_dim, inputs, source)
     }
 }
 
@@ -45,27 +57,29 @@ pub(crate) struct Convert {
 impl From<Convert> for Kernel {
     fn from(c: Convert) -> Self {
         let features = Features { out: c.out, ..Features::plain() };
-        row_kernel("convert", &features, c.threads, c.v_head_dim, &[("partial_out", "f32")])
+        let source = Source::default().with_f16(c.out == Element::F16);
+        let inputs = vec![Binding::read("partial_out", "f32")];
+        row_kernel("convert", &features, c.threads, c.v_head_dim, inputs, source)
     }
 }
 
-/// A kernel of which a workgroup owns one row of out.
+/// A kernel of which a workgroup owns one row of out. `source`: what it has besides.
 fn row_kernel(
     name: &'static str,
     features: &Features,
     threads: u32,
     v_head_dim: u32,
-    inputs: &[(&'static str, &'static str)],
+    inputs: Vec<Binding>,
+    source: Source,
 ) -> Kernel {
     let (lse, lse_file) = store_lse(features.lse);
     let (out, store_out) = features.out.write_out(false);
     let mut bindings = vec![Binding::PARAMS];
-    bindings.extend(inputs.iter().map(|(name, element)| Binding::read(name, element)));
+    bindings.extend(inputs);
     bindings.push(out);
     bindings.extend(lse);
     bindings.extend(features.bindings(Uses::Sinks));
-    let source = Source::default()
-        .with_f16(features.out == Element::F16)
+    let source = source
         .constant("THREADS", threads)
         .constant("V_HEAD_DIM", v_head_dim)
         .alias("OutElement", features.out.alias());
@@ -85,15 +99,24 @@ fn row_kernel(
     }
 }
 
-pub(super) fn variants(tuning: &Tuning, covering: &[Features]) -> Vec<Kernel> {
+/// `f16`: the device has a type f16.
+pub(super) fn variants(tuning: &Tuning, covering: &[Features], f16: bool) -> Vec<Kernel> {
     let threads = tuning.row_threads;
     let mut kernels = Vec::new();
     for (i, features) in covering.iter().enumerate() {
         let v_head_dim = [32, 64, 128][i % 3];
         kernels.push(Fill { features, threads, v_head_dim }.into());
-        kernels.push(Merge { features, threads, v_head_dim }.into());
+        kernels.push(Merge { features, partial: Element::F32, threads, v_head_dim }.into());
         if features.out != Element::F32 {
             kernels.push(Convert { out: features.out, threads, v_head_dim }.into());
+        }
+    }
+    // A caller's partial results, of any type to any type.
+    let types = [DType::F32, DType::F16, DType::BF16].map(|dtype| Element::of(dtype, f16));
+    for (i, out) in types.into_iter().enumerate() {
+        let features = Features { out, lse: i < 2, ..Features::plain() };
+        for (partial, v_head_dim) in types.into_iter().zip([128, 20, 512]) {
+            kernels.push(Merge { features: &features, partial, threads, v_head_dim }.into());
         }
     }
     kernels

@@ -190,7 +190,7 @@ pub fn all(capabilities: &crate::Capabilities) -> Vec<Kernel> {
     kernels.extend(flash::variants(&tuning, &covering, capabilities.f16));
     kernels.extend(decode::variants(&tuning, &covering));
     kernels.extend(linear::variants(&tuning));
-    kernels.extend(merge::variants(&tuning, &covering));
+    kernels.extend(merge::variants(&tuning, &covering, capabilities.f16));
     kernels.extend(tables::variants(&tuning, &covering));
     if let Some(matrices) = capabilities.matrices {
         kernels.extend(coop::variants(matrices.size, matrices.subgroup_size, &covering));
