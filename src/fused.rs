@@ -209,7 +209,7 @@ impl AttentionPlanner<'_, '_> {
         let together = shape.q_len.saturating_mul(shape.group_size());
         let few = match problem.lengths {
             crate::Lengths::Packed => None,
-            _ => tuning.decode_rows(head_dim, v_head_dim, together),
+            _ => tuning.decode_rows(&self.features, [head_dim, v_head_dim], together),
         };
         let form =
             few.map_or(flash, |rows| Form { rows, shares_keys: true, slices: 1, range_keys: None });

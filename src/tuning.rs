@@ -19,8 +19,8 @@ pub(crate) enum Flash {
 /// Which kernel few rows over many keys take, and how many rows that share a key/value head are few.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decode {
-    /// Invocations work together on a row.
-    Team { most: u32 },
+    /// Invocations work together on a row: each has at most so many `sums` of four columns of out.
+    Team { most: u32, sums: u32 },
     /// A row an invocation, for heads up to `widest`.
     Lane { most: u32, widest: u32 },
 }
@@ -62,7 +62,7 @@ const GENERAL: Tuning = Tuning {
     product: Product::Tile { block_m: 128, block_n: 64, tile_m: 8 },
     flash: WIDE_TILE,
     row_threads: 64,
-    decode: Decode::Team { most: 16 },
+    decode: Decode::Team { most: 16, sums: 16 },
     subgroups: 0,
     rolled: false,
 };
@@ -96,10 +96,15 @@ const TABLE: &[Row] = &[
         ],
     },
     Row { class: DeviceClass::AmdGcn, tuning: GENERAL, waves: &[("flash_tile", 1)] },
-    // Its compiler keeps 128 columns of out in more registers than there are: 70 spills.
+    // Its compiler keeps 128 columns of out in more registers than there are: 70 spills. So it does with 16 sums of a
+    // team's invocation: 20 to 60.
     Row {
         class: DeviceClass::Apple,
-        tuning: Tuning { flash: Flash::Tile { block_q: 64, v_columns: 64 }, ..GENERAL },
+        tuning: Tuning {
+            flash: Flash::Tile { block_q: 64, v_columns: 64 },
+            decode: Decode::Team { most: 16, sums: 8 },
+            ..GENERAL
+        },
         waves: &[("flash_tile", 12), ("scores", 24), ("values", 20), ("linear", 24)],
     },
     Row {
@@ -179,30 +184,34 @@ impl Tuning {
 
     /// Of so many rows that share a key/value head, those that a workgroup of the kernel of few rows takes; `None` where
     /// that kernel is not for them.
-    pub(crate) fn decode_rows(&self, head_dim: u32, v_head_dim: u32, rows: u32) -> Option<u32> {
+    pub(crate) fn decode_rows(
+        &self,
+        features: &Features,
+        [head_dim, v_head_dim]: [u32; 2],
+        rows: u32,
+    ) -> Option<u32> {
         match self.decode {
             Decode::Lane { most, widest } => {
                 let suits = rows <= most && head_dim.max(v_head_dim) <= widest;
                 suits.then(|| rows.next_multiple_of(8))
             }
-            Decode::Team { most } => {
-                let suits = rows <= most && head_dim <= 1024 && v_head_dim <= 512;
-                let mut tried = [8, 4, 2, 1].into_iter().filter(|n| *n <= rows.next_power_of_two());
-                // 64 sums an invocation, 8 KiB of workgroup memory.
-                let fits = |n: u32| {
-                    n * v_head_dim.div_ceil(4 * Self::team(v_head_dim, n)) <= 16
-                        && n * head_dim <= 2048
-                };
-                tried.find(|n| suits && fits(*n))
+            Decode::Team { most, .. } => {
+                // What happens to heavy pairs takes the registers that more rows would.
+                let limit = if features.is_heavy() { 4 } else { 8 };
+                let wanted = rows.next_power_of_two().min(limit);
+                let mut tried = [8, 4, 2, 1].into_iter().filter(|n| rows <= most && *n <= wanted);
+                // 8 KiB of workgroup memory for the queries.
+                tried.find(|n| n * head_dim <= 2048 && self.team(v_head_dim, *n).is_some())
             }
         }
     }
 
-    /// Invocations that work together on so many rows.
-    fn team(v_head_dim: u32, rows: u32) -> u32 {
+    /// Invocations that work together on so many rows, and have their sums in registers and in 8 KiB of workgroup memory.
+    fn team(&self, v_head_dim: u32, rows: u32) -> Option<u32> {
+        let Decode::Team { sums, .. } = self.decode else { return None };
         let fits =
-            |lanes: &u32| rows * v_head_dim.div_ceil(4 * lanes) <= 16 && v_head_dim <= 16 * lanes;
-        [8, 16].into_iter().find(fits).unwrap_or(32)
+            |lanes: &u32| rows * v_head_dim.div_ceil(4 * lanes) <= sums && v_head_dim <= 16 * lanes;
+        [8, 16, 32].into_iter().find(fits)
     }
 
     /// The kernel of few rows, `rows` a workgroup.
@@ -220,7 +229,7 @@ impl Tuning {
                 DecodeLane { features, head_dim, v_head_dim, rows, rolled, ranges, vec4 }.into()
             }
             Decode::Team { .. } => {
-                let lanes = Self::team(v_head_dim, rows);
+                let lanes = self.team(v_head_dim, rows).unwrap_or(32);
                 // A caller's text is checked as one that may not use subgroups.
                 let callers = features.score.is_some() || features.visible.is_some();
                 let shuffles = lanes <= self.subgroups && !callers;

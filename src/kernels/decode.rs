@@ -127,7 +127,7 @@ impl From<DecodeLane<'_>> for Kernel {
 pub(super) fn variants(tuning: &Tuning, covering: &[Features]) -> Vec<Kernel> {
     let mut kernels = Vec::new();
     let mut add = |features: &Features, dim: u32, rows: u32, ranges: bool, vec4: bool| {
-        let rows = tuning.decode_rows(dim, dim, rows);
+        let rows = tuning.decode_rows(features, [dim, dim], rows);
         kernels.extend(
             rows.map(|rows| tuning.decode_kernel(features, [dim, dim], rows, ranges, vec4)),
         );
@@ -152,7 +152,9 @@ pub(super) fn variants(tuning: &Tuning, covering: &[Features]) -> Vec<Kernel> {
         // What the same GPU takes on the web.
         let web = Tuning { subgroups: 0, ..*tuning };
         for rows in [1, 4] {
-            kernels.push(web.decode_kernel(&plain, [128, 128], rows, true, true));
+            let rows = web.decode_rows(&plain, [128, 128], rows);
+            kernels
+                .extend(rows.map(|rows| web.decode_kernel(&plain, [128, 128], rows, true, true)));
         }
     }
     kernels

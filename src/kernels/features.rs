@@ -250,7 +250,7 @@ impl Features {
     }
 
     /// Whether what happens to a pair takes more registers than its product leaves.
-    pub(super) fn is_heavy(&self) -> bool {
+    pub(crate) fn is_heavy(&self) -> bool {
         let light = [self.softcap, self.alibi, self.bias.is_some(), self.mask.is_some()];
         let some = light.into_iter().filter(|asked| *asked).count();
         self.score.is_some() || self.visible.is_some() || some >= 2
