@@ -1,5 +1,6 @@
 //! The entry point.
 
+use crate::append::Append;
 use crate::device::{Capabilities, DeviceClass};
 use crate::dispatch::Dispatch;
 use crate::error::{BindError, PlanError};
@@ -9,6 +10,7 @@ use crate::matrices::Matrices;
 use crate::pipeline::{Checks, Pipelines, compile};
 use crate::plan::{Algorithm, Plan};
 use crate::problem::Problem;
+use crate::rotary::RotaryEmbedding;
 use crate::tensors::Tensors;
 use std::sync::Arc;
 
@@ -166,6 +168,22 @@ impl Attention {
         algorithm: Algorithm,
     ) -> Result<Plan, PlanError> {
         layer.plan(&self.capabilities, algorithm)
+    }
+
+    /// Kernels that append rows to a cache.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan).
+    pub fn plan_append(&self, append: &Append) -> Result<Plan, PlanError> {
+        append.plan(&self.capabilities)
+    }
+
+    /// The kernel that turns rows by their positions.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan).
+    pub fn plan_rotary(&self, embedding: &RotaryEmbedding) -> Result<Plan, PlanError> {
+        embedding.plan(&self.capabilities)
     }
 
     /// Compiles what `plans` need and is not compiled yet, so that `bind` finds it: each kernel once, several at a

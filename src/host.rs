@@ -218,7 +218,12 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    fn take(&mut self, operand: Operand, elements: u64, dtype: DType) -> Result<(), Error> {
+    pub(crate) fn take(
+        &mut self,
+        operand: Operand,
+        elements: u64,
+        dtype: DType,
+    ) -> Result<(), Error> {
         let bytes = DType::F32.bytes_of(elements);
         let fits = bytes.and_then(|bytes| isize::try_from(bytes).ok());
         let tensor = operand.name();

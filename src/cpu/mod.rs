@@ -11,10 +11,13 @@ use crate::shape::DType;
 use crate::tensors::Operand;
 use crate::watcher::{Meter, Watcher};
 
+mod append;
 mod attend;
 mod product;
 mod softmax;
 mod state;
+
+pub(crate) use append::{append, rotary_embedding};
 
 /// One attention, of inputs rounded to their storage types.
 pub(crate) fn run(
