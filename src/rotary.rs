@@ -1,16 +1,12 @@
 //! Rotary position embedding: pairs of elements turned by angles that grow with the position.
 
-use crate::blocks::{BindingLimit, Chunk, ELEMENT_BYTES, Extent, View};
-use crate::cost::Cost;
-use crate::device::Capabilities;
-use crate::error::{Error, PlanError, ProblemError};
-use crate::kernels::{Element, ROW_THREADS, Rotate, RotateParams};
+use crate::error::{Error, ProblemError};
 use crate::layout::Strides;
-use crate::plan::{Bound, Plan, Planner};
 use crate::shape::{DType, MAX_LEN, Shape};
-use crate::tensors::Operand;
-use crate::uniforms::stride;
-use crate::work::{ELEMENT, Work};
+
+mod plan;
+
+pub(crate) use plan::row_work;
 
 /// Which two elements of a row are turned together, of `r` that are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -94,15 +90,6 @@ impl Rotary {
             RotaryPairs::Interleaved => [2 * i, 2 * i + 1],
         };
         [x as usize, y as usize]
-    }
-
-    /// Both tables, whole.
-    pub(crate) fn bound(&self, limit: BindingLimit) -> Result<[Bound; 2], PlanError> {
-        let bytes = self.table_len() * ELEMENT_BYTES;
-        if bytes > limit.bytes() {
-            return Err(limit.exceeded("cos".to_owned(), bytes));
-        }
-        Ok([Operand::Cos, Operand::Sin].map(|operand| Bound { operand, bytes: 0..bytes }))
     }
 
     /// That a sequence whose last row stands at `pos` is within the tables.
@@ -250,107 +237,6 @@ impl RotaryEmbedding {
         let mut sequences = offsets.iter().enumerate();
         sequences.try_for_each(|(b, first)| self.rotary.check_pos(b, u64::from(*first) + last))
     }
-
-    pub(crate) fn plan(&self, capabilities: &Capabilities) -> Result<Plan, PlanError> {
-        self.validate()?;
-        let mut planner = Planner::new(capabilities);
-        let mut known = vec![Operand::X, Operand::Out, Operand::Cos, Operand::Sin];
-        known.extend(self.offsets.then_some(Operand::PosOffsets));
-        if self.batch > 0 && self.len > 0 {
-            self.steps(&mut planner)?;
-        }
-        Ok(planner.finish(self.cost(), known, Vec::new()))
-    }
-
-    /// Operations on pairs; bytes of rows and of the angles of one sequence.
-    fn cost(&self) -> Cost {
-        let rows = [self.batch, self.heads, self.len].into_iter().map(u64::from);
-        let rows = rows.fold(1, u64::saturating_mul);
-        let bytes = |dtype: DType| {
-            let elements = rows.saturating_mul(self.head_dim.into());
-            dtype.bytes_of(elements).unwrap_or(u64::MAX)
-        };
-        let angles = u64::from(self.len.min(self.rotary.positions)) * u64::from(self.rotary.dim);
-        Cost {
-            flops: rows.saturating_mul(3 * u64::from(self.rotary.dim)),
-            bytes: bytes(self.dtype)
-                .saturating_add(bytes(self.out_dtype))
-                .saturating_add(angles * ELEMENT_BYTES),
-        }
-    }
-
-    fn steps(&self, planner: &mut Planner<'_>) -> Result<(), PlanError> {
-        let Self { batch, heads, len, head_dim, rotary, .. } = *self;
-        let view = |operand, strides, dtype: DType| View {
-            operand,
-            base_bytes: 0,
-            strides,
-            dim: head_dim,
-            element_bits: dtype.bits(),
-        };
-        let x = view(Operand::X, self.x, self.dtype);
-        let out = view(Operand::Out, self.out, self.out_dtype);
-        let shape = Shape::cross_attention(batch, heads, len, 1, head_dim);
-        let extents = [("x", Extent::Queries(x)), ("out", Extent::Queries(out))];
-        let chunk = Chunk::fit(&shape, planner.limit(), false, &extents)?;
-        let tables = rotary.bound(planner.limit())?;
-        let element = |dtype| Element::of(dtype, planner.capabilities.f16);
-        let kernel = Rotate {
-            x: element(self.dtype),
-            out: element(self.out_dtype),
-            dim: head_dim,
-            rotary,
-            offsets: self.offsets,
-            vec4: false,
-        };
-        let vec4 = x.is_vec4() && out.is_vec4() && rotary.is_vec4();
-        for block in chunk.blocks(&shape) {
-            let [batch, heads, rows] = block.counts();
-            let bytes = |view: &View| Bound {
-                operand: view.operand,
-                bytes: view.bytes(&block.batch, &block.heads, &block.q),
-            };
-            let mut bound = vec![bytes(&x), bytes(&out)];
-            bound.extend(self.offsets.then(|| Bound {
-                operand: Operand::PosOffsets,
-                bytes: u64::from(block.batch.start) * 4..u64::from(block.batch.end) * 4,
-            }));
-            bound.extend(tables.clone());
-            let params = RotateParams {
-                batch,
-                heads,
-                rows,
-                row_first: block.q.start,
-                x_batch: stride(self.x.batch, batch),
-                x_head: stride(self.x.head, heads),
-                x_row: stride(self.x.row, rows),
-                out_batch: stride(self.out.batch, batch),
-                out_head: stride(self.out.head, heads),
-                out_row: stride(self.out.row, rows),
-                last_pos: rotary.positions - 1,
-                ..RotateParams::default()
-            };
-            let parts = block.rows() * u64::from(head_dim.div_ceil(4));
-            let work = row_work(parts, 4);
-            planner.step(
-                |vec4| Rotate { vec4, ..kernel }.into(),
-                vec4,
-                bound,
-                work,
-                |workgroups, grid_width| {
-                    let params = RotateParams { workgroups, grid_width, ..params };
-                    bytemuck::bytes_of(&params).to_vec()
-                },
-            )?;
-        }
-        Ok(())
-    }
-}
-
-/// Of invocations that move so many elements each.
-pub(crate) fn row_work(invocations: u64, each: u32) -> Work {
-    let elements = u64::from(ROW_THREADS) * u64::from(each);
-    Work::even(invocations.div_ceil(ROW_THREADS.into()), elements * 2 * ELEMENT)
 }
 
 /// That a tensor ends before 2^63 bytes.
