@@ -12,8 +12,9 @@ use support::random::Random;
 use support::target::runner;
 use wgpu_attention::reference;
 use wgpu_attention::{
-    Append, AppendInputs, BindError, DType, DeviceClass, Error, Pages, PlanError, ProblemError,
-    Rotary, RotaryEmbedding, RotaryInputs, RotaryPairs, Runner, Shape, Strides, Tensors,
+    Append, AppendInputs, BindError, DType, DeviceClass, Error, Inputs, Layout, Pages, PlanError,
+    Problem, ProblemError, Rotary, RotaryEmbedding, RotaryInputs, RotaryPairs, Runner, Shape,
+    Strides, Tensors, wgpu,
 };
 
 const ROWS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
@@ -429,6 +430,108 @@ fn rows_in_host_memory_are_turned() {
             for runner in [runner(DeviceClass::Software), &Runner::cpu()] {
                 let got = runner.rotary_embedding(&embedding, &inputs).expect("within the tables");
                 assert_eq!(check_embedding(&embedding, &stored(&got, dtype)), Ok(()));
+            }
+        }
+    }
+}
+
+/// Of one sequence and head: keys and values up to the last, as the definition has them.
+struct Cached {
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+#[test]
+fn append_and_attend_in_one_pass_are_attention_over_what_was_appended() {
+    const TOKENS: usize = 4;
+    let shape = Shape::cross_attention(3, 4, 1, 13, 32).with_kv_heads(2);
+    let plain = Problem::new(shape).layout(Layout::Bshd).with_lengths(false, true);
+    let turn = rotary(RotaryPairs::HalfSplit, 24);
+    let [on, _] = devices();
+    for (problem, bound) in [
+        (plain.clone(), 1e-5),
+        (plain.clone().with_pages(Pages::new(9, 5)), 1e-5),
+        (plain.clone().kv_dtype(DType::F16), 5e-3),
+        (plain.with_pages(Pages::new(15, 3)).kv_dtype(DType::Q8), 5e-2),
+    ] {
+        let append = Append::to_cache_of(&problem).with_rotary(turn);
+        let embedding = RotaryEmbedding::new(turn, shape).with_offsets();
+        let mut random = Random::new(9);
+        let mut data = |n: usize| (0..n).map(|_| random.unit() * 2.0).collect::<Vec<f32>>();
+        let (q, k_new, v_new) = (data(TOKENS * 384), data(TOKENS * 192), data(TOKENS * 192));
+        let (cos, sin) = tables(&turn);
+        // Sequences are empty, and have some rows of 0.
+        let begin = [0_u32, 3, 8];
+        let pages = problem.pages.map_or(0, |pages| pages.pages);
+        let table = Random::new(4).permutation(pages.max(1));
+
+        let buffer = |data: &[f32]| on.buffer(bytemuck::cast_slice(data));
+        let words = |data: &[u32]| on.buffer(bytemuck::cast_slice(data));
+        let [q_all, k_all, v_all, cos_all, sin_all] =
+            [&q, &k_new, &v_new, &cos, &sin].map(|data| buffer(data));
+        let (lens, status, table) = (words(&begin), words(&[0; 3]), words(&table));
+        let positions = problem.pages.map_or(3 * 13, |pages| pages.pages * pages.page_len);
+        let cache = vec![0; positions as usize * 64 * bits(problem.kv_dtype) / 8];
+        let (k, v) = (on.buffer(&cache), on.buffer(&cache));
+        let (turned, out) = (buffer(&[0.0; 384]), buffer(&[0.0; 384]));
+        let turning = on.attention.plan_rotary(&embedding).expect("a plan");
+        let appending = on.attention.plan_append(&append).expect("a plan");
+        let attending = on.attention.plan(&problem).expect("a plan");
+        let record = |encoder: &mut wgpu::CommandEncoder| {
+            for token in 0..TOKENS as u64 {
+                let of = |width: u64| token * width * 4..(token + 1) * width * 4;
+                let queries = Tensors::default()
+                    .x(q_all.slice(of(384)))
+                    .out(turned.slice(..))
+                    .pos_offsets(lens.slice(..))
+                    .cos(cos_all.slice(..))
+                    .sin(sin_all.slice(..));
+                let mut cached =
+                    Tensors::default().k(k.slice(..)).v(v.slice(..)).kv_lens(lens.slice(..));
+                if pages > 0 {
+                    cached = cached.block_table(table.slice(..));
+                }
+                let rows = (cached.clone().k_new(k_all.slice(of(192))))
+                    .v_new(v_all.slice(of(192)))
+                    .append_status(status.slice(..))
+                    .cos(cos_all.slice(..))
+                    .sin(sin_all.slice(..));
+                let all = cached.q(turned.slice(..)).out(out.slice(..));
+                for (plan, tensors) in [(&turning, queries), (&appending, rows), (&attending, all)]
+                {
+                    on.attention.bind(plan, &tensors).expect("buffers").encode(encoder);
+                }
+            }
+        };
+        let [got, got_lens] = on.read_after(record, [&out, &lens]);
+        let got: Vec<f32> = bytemuck::pod_collect_to_vec(&got);
+        assert_eq!(bytemuck::pod_collect_to_vec::<_, u32>(&got_lens), [4, 7, 12]);
+
+        // The last token's queries over all rows.
+        for ((b, begin), head) in (0..).zip(begin).flat_map(|b| (0..4).map(move |head| (b, head))) {
+            let turned = |row: &[f32], token: usize| {
+                let pos = u64::from(begin) + token as u64;
+                let row = reference::rotated(&turn, &cos, &sin, pos, row);
+                #[allow(clippy::cast_possible_truncation, reason = "an input in f32")]
+                row.into_iter().map(|x| x as f32).collect::<Vec<f32>>()
+            };
+            let zeros = vec![0.0; begin as usize * 32];
+            let mut all = Cached { k: zeros.clone(), v: zeros };
+            for token in 0..TOKENS {
+                let at = (token * 3 + b) * 64 + head / 2 * 32;
+                all.k.extend(turned(&k_new[at..at + 32], token));
+                all.v.extend(&v_new[at..at + 32]);
+            }
+            // Of queries, heads are apart: one row of each.
+            let at = ((TOKENS - 1) * 3 + b) * 128 + head * 32;
+            let q = turned(&q[at..at + 32], TOKENS - 1);
+            let one = Shape::cross_attention(1, 1, 1, begin + 4, 32);
+            let inputs = Inputs::new(&q, &all.k, &all.v);
+            let want = reference::row(&Problem::new(one), &inputs, (0, 0, 0)).out;
+            let at = (b * 4 + head) * 32;
+            for (got, want) in got[at..at + 32].iter().zip(want) {
+                let off = (f64::from(*got) - want).abs();
+                assert!(off <= bound, "{got} is not {want}: {problem:?}");
             }
         }
     }
