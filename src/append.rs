@@ -17,6 +17,38 @@ mod plan;
 /// block table names no page of the pool there (any number that is none, such as -1), nothing of it is written, its
 /// length stays, and `append_status` says how many of its rows have none.
 ///
+/// ```
+/// use wgpu_attention::{Append, Attention, Problem, Rotary, RotaryPairs, Shape, Tensors, wgpu};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let (device, _queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+/// # let attention = Attention::new(&device);
+/// # let buffer = |elements: u64| device.create_buffer(&wgpu::BufferDescriptor {
+/// #     label: None,
+/// #     size: elements * 4,
+/// #     usage: wgpu::BufferUsages::STORAGE,
+/// #     mapped_at_creation: false,
+/// # });
+/// # let (k, v) = (buffer(4 * 8 * 256 * 64), buffer(4 * 8 * 256 * 64));
+/// # let (k_new, v_new, kv_lens, status) = (buffer(4 * 8 * 64), buffer(4 * 8 * 64), buffer(4), buffer(4));
+/// # let (cos, sin) = (buffer(256 * 32), buffer(256 * 32));
+/// # let mut encoder = device.create_command_encoder(&Default::default());
+/// // 4 sequences of up to 256 positions; 32 query heads on 8; one token at a time.
+/// let shape = Shape::cross_attention(4, 32, 1, 256, 64).with_kv_heads(8);
+/// let problem = Problem::new(shape).with_lengths(false, true);
+/// let rotary = Rotary::new(RotaryPairs::HalfSplit, 64, 256);
+/// let plan = attention.plan_append(&Append::to_cache_of(&problem).with_rotary(rotary))?;
+///
+/// let cache = Tensors::default().k(k.slice(..)).v(v.slice(..)).kv_lens(kv_lens.slice(..));
+/// let rows = cache.k_new(k_new.slice(..)).v_new(v_new.slice(..)).append_status(status.slice(..));
+/// let dispatch = attention.bind(&plan, &rows.cos(cos.slice(..)).sin(sin.slice(..)))?;
+/// for _token in 0..3 {
+///     // What fills `k_new` and `v_new` before, and attention over the cache after, is recorded here too.
+///     dispatch.encode(&mut encoder);
+/// }
+/// # Ok(()) }
+/// ```
+///
 /// Nothing is ever written past the capacity or outside of a sequence's own rows. Of caches in pages, no two
 /// sequences may be about to write to the same page: prefixes may be shared, what is written may not.
 #[derive(Clone, Copy, Debug, PartialEq)]
