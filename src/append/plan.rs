@@ -5,7 +5,7 @@ use crate::blocks::{Chunk, ELEMENT_BYTES, Extent, View};
 use crate::cost::Cost;
 use crate::device::Capabilities;
 use crate::error::PlanError;
-use crate::kernels::{Advance, AdvanceParams, Append as Rows, AppendParams, Element, ROW_THREADS};
+use crate::kernels::{Advance, AdvanceParams, Append as Rows, AppendParams, Element};
 use crate::pages::Pages;
 use crate::plan::{Bound, Plan, Planner};
 use crate::rotary::{Rotary, row_work};
@@ -170,7 +170,6 @@ impl Append {
                         (pages.pages, pages.page_len)
                     });
                 let params = AppendParams {
-                    batch,
                     heads,
                     rows,
                     row_first: block.q.start,
@@ -188,13 +187,11 @@ impl Append {
                     last_pos: rotary.map_or(0, |rotary| rotary.positions - 1),
                     ..AppendParams::default()
                 };
-                let parts = block.rows() * u64::from(cache.dim.div_ceil(kernel.each()));
-                check_count(parts)?;
                 planner.step(
                     |vec4| Rows { vec4, ..kernel }.into(),
                     vec4,
                     bound,
-                    row_work(parts, kernel.each()),
+                    row_work([batch, heads, rows], cache.dim),
                     |workgroups, grid_width| {
                         let params = AppendParams { workgroups, grid_width, ..params };
                         bytemuck::bytes_of(&params).to_vec()
@@ -204,16 +201,6 @@ impl Append {
         }
         Ok(())
     }
-}
-
-/// That 32 bits count the invocations: rows repeated by a stride of 0 may be more than a binding holds.
-fn check_count(invocations: u64) -> Result<(), PlanError> {
-    let threads = u64::from(ROW_THREADS);
-    let (required, available) = (invocations.div_ceil(threads), u64::from(u32::MAX) / threads);
-    if required > available {
-        return Err(PlanError::TooManyWorkgroups { kernel: "append", required, available });
-    }
-    Ok(())
 }
 
 /// New rows and the cache that they go to.

@@ -18,7 +18,7 @@ params! {
     /// Uniforms of `kernels/append.wgsl`. Bases are filled in when buffers are bound.
     AppendParams {
         grid_width: u32, workgroup_first: u32, workgroups: u32,
-        batch: u32, heads: u32, rows: u32, row_first: u32, pos_first: u32, pos_end: u32,
+        heads: u32, rows: u32, row_first: u32, pos_first: u32, pos_end: u32,
         x_base: u32, x_batch: u32, x_head: u32, x_row: u32,
         out_base: u32, out_words: u32, out_batch: u32, out_head: u32, out_row: u32,
         admitted_base: u32, block_table_base: u32, table_row: u32, page_len: u32, last_page: u32,
@@ -30,7 +30,7 @@ params! {
     /// Uniforms of `kernels/rotate.wgsl`. Bases are filled in when buffers are bound.
     RotateParams {
         grid_width: u32, workgroup_first: u32, workgroups: u32,
-        batch: u32, heads: u32, rows: u32, row_first: u32,
+        heads: u32, rows: u32, row_first: u32,
         x_base: u32, x_batch: u32, x_head: u32, x_row: u32,
         out_base: u32, out_batch: u32, out_head: u32, out_row: u32,
         pos_offsets_base: u32, cos_table_base: u32, sin_table_base: u32, last_pos: u32,
@@ -38,7 +38,7 @@ params! {
 }
 
 /// Invocations of a workgroup of all three kernels.
-pub(crate) const THREADS: u32 = 64;
+const THREADS: u32 = 64;
 
 /// Which sequences have room: `kernels/advance.wgsl`.
 #[derive(Clone, Copy, Debug)]
@@ -84,9 +84,9 @@ pub(crate) struct Append {
 }
 
 impl Append {
-    /// Elements of a row that one invocation writes.
-    pub(crate) fn each(&self) -> u32 {
-        if matches!(self.cache, Element::Q8 | Element::Q4) { 32 } else { 4 }
+    /// Whether elements of the cache come in blocks that share a scale.
+    fn is_blocks(&self) -> bool {
+        matches!(self.cache, Element::Q8 | Element::Q4)
     }
 }
 
@@ -98,7 +98,7 @@ impl From<Append> for Kernel {
         bindings.extend(c.paged.then(|| Binding::read("block_table", "u32")));
         let mut source = elements(c.x, c.cache, c.dim).files(load);
         source = add_rotary(source, c.rotary, &mut bindings);
-        source = if c.each() == 32 {
+        source = if c.is_blocks() {
             source
                 .file(file!("cache/half_above.wgsl"))
                 .files(store)

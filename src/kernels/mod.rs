@@ -16,9 +16,7 @@ mod params;
 mod staged;
 mod tables;
 
-pub(crate) use append::{
-    Advance, AdvanceParams, Append, AppendParams, Rotate, RotateParams, THREADS as ROW_THREADS,
-};
+pub(crate) use append::{Advance, AdvanceParams, Append, AppendParams, Rotate, RotateParams};
 pub(crate) use coop::{FlashCoop, Fragments};
 pub(crate) use features::{Element, Features, Rows, Uses};
 pub(crate) use flash::{FlashLane, FlashTile};

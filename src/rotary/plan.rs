@@ -5,7 +5,7 @@ use crate::blocks::{BindingLimit, Chunk, ELEMENT_BYTES, Extent, View};
 use crate::cost::Cost;
 use crate::device::Capabilities;
 use crate::error::PlanError;
-use crate::kernels::{Element, ROW_THREADS, Rotate, RotateParams};
+use crate::kernels::{Element, Rotate, RotateParams};
 use crate::plan::{Bound, Plan, Planner};
 use crate::shape::{DType, Shape};
 use crate::tensors::Operand;
@@ -90,7 +90,6 @@ impl RotaryEmbedding {
             }));
             bound.extend(tables.clone());
             let params = RotateParams {
-                batch,
                 heads,
                 rows,
                 row_first: block.q.start,
@@ -103,8 +102,7 @@ impl RotaryEmbedding {
                 last_pos: rotary.positions - 1,
                 ..RotateParams::default()
             };
-            let parts = block.rows() * u64::from(head_dim.div_ceil(4));
-            let work = row_work(parts, 4);
+            let work = row_work([batch, heads, rows], head_dim);
             planner.step(
                 |vec4| Rotate { vec4, ..kernel }.into(),
                 vec4,
@@ -120,8 +118,8 @@ impl RotaryEmbedding {
     }
 }
 
-/// Of invocations that move so many elements each.
-pub(crate) fn row_work(invocations: u64, each: u32) -> Work {
-    let elements = u64::from(ROW_THREADS) * u64::from(each);
-    Work::even(invocations.div_ceil(ROW_THREADS.into()), elements * 2 * ELEMENT)
+/// A workgroup a position of a sequence, with its rows of all heads.
+pub(crate) fn row_work([batch, heads, rows]: [u32; 3], dim: u32) -> Work {
+    let elements = u64::from(heads) * u64::from(dim);
+    Work::even(u64::from(batch) * u64::from(rows), elements * 2 * ELEMENT)
 }
