@@ -191,6 +191,18 @@ fn a_position_past_the_tables_counts_as_their_last() {
 }
 
 #[test]
+fn blocks_of_any_range_reach_their_ends() {
+    for kv_dtype in [DType::Q8, DType::Q4] {
+        let mut case = Case::new(append(3, 13, 32, 64).kv_dtype(kv_dtype), &[0, 4, 10]);
+        for (i, x) in case.k_new.iter_mut().enumerate() {
+            // All above 0, all below, all alike, all 0.
+            *x = [*x + 500.0, *x - 7.0, 0.3, 0.0, *x * 100.0][i / 32 % 5];
+        }
+        devices().into_iter().for_each(|on| case.is_right(on));
+    }
+}
+
+#[test]
 fn nothing_to_append() {
     for append in [append(0, 9, 32, 32), append(0, 0, 32, 32)] {
         for append in [append, append.with_pages(Pages::new(3, 4))] {

@@ -105,7 +105,7 @@ impl Element {
                     let code = if code % 2 == 0 { both & 15 } else { both >> 4 };
                     half(first + 2) + scale * f32::from(code)
                 };
-                let bound = [0.0, 0.5001 * f64::from(scale) + computed];
+                let bound = [2e-7, 0.5001 * f64::from(scale) + computed];
                 Self { value, bound, unused: is_unused(block) }
             }
             other => panic!("no test of {other:?}"),
@@ -325,7 +325,7 @@ impl Case {
     }
 }
 
-/// That no block has a larger scale than it needs: half of it bounds the error.
+/// That every block has the scale it needs, so that codes reach its ends, and none larger: half of it bounds the error.
 fn check_scales(bytes: &[u8], dtype: DType, want: &[f64]) -> Result<(), String> {
     let blocks = bytes.chunks_exact(bits(dtype) * 4);
     for (block, want) in blocks.zip(want.chunks(32)).filter(|(_, want)| !want[0].is_nan()) {
@@ -338,8 +338,18 @@ fn check_scales(bytes: &[u8], dtype: DType, want: &[f64]) -> Result<(), String> 
         } else {
             (largest - smallest + smallest.abs() * f64::from(f16::EPSILON)) / 15.0 * up
         };
-        if scale > most + 1e-6 {
-            return Err(format!("a scale is {scale}, {most} would do"));
+        let minimum = f64::from(f16::from_ne_bytes([block[2], block[3]]).to_f32());
+        let (reach, ends) = if dtype == DType::Q8 {
+            (127.0 * scale, largest.abs().max(smallest.abs()))
+        } else {
+            (15.0 * scale, largest - minimum)
+        };
+        let beyond = 2e-7 * largest.abs() + 1e-6;
+        if scale > most + 1e-6 || reach < ends - beyond {
+            return Err(format!("a scale is {scale}, not {most} or a little less"));
+        }
+        if dtype == DType::Q4 && minimum > smallest + beyond {
+            return Err(format!("a minimum is {minimum}, above {smallest}"));
         }
     }
     Ok(())
