@@ -1,5 +1,6 @@
 //! The entry point.
 
+use crate::append::Append;
 use crate::device::{Capabilities, DeviceClass};
 use crate::dispatch::Dispatch;
 use crate::error::{BindError, PlanError};
@@ -10,6 +11,7 @@ use crate::merge::Merge;
 use crate::pipeline::{Checks, Pipelines, compile};
 use crate::plan::{Algorithm, Plan};
 use crate::problem::Problem;
+use crate::rotary::RotaryEmbedding;
 use crate::tensors::Tensors;
 use std::sync::Arc;
 
@@ -175,6 +177,22 @@ impl Attention {
     /// [`PlanError`]: the merge is ill-formed, or a limit is too small.
     pub fn plan_merge(&self, merge: &Merge) -> Result<Plan, PlanError> {
         merge.plan(&self.capabilities)
+    }
+
+    /// Kernels that append rows to a cache.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan).
+    pub fn plan_append(&self, append: &Append) -> Result<Plan, PlanError> {
+        append.plan(&self.capabilities)
+    }
+
+    /// The kernel that turns rows by their positions.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan).
+    pub fn plan_rotary(&self, embedding: &RotaryEmbedding) -> Result<Plan, PlanError> {
+        embedding.plan(&self.capabilities)
     }
 
     /// Compiles what `plans` need and is not compiled yet, so that `bind` finds it: each kernel once, several at a

@@ -132,6 +132,14 @@ pub enum ProblemError {
         /// Asked for.
         found: u64,
     },
+    /// A rotary embedding that does not turn whole pairs of a row.
+    #[error("rotary_dim ({dim}) is no even number from 2 to head_dim ({head_dim})")]
+    RotaryDim {
+        /// Asked for.
+        dim: u32,
+        /// Elements of a row.
+        head_dim: u32,
+    },
     /// An output's strides would write one place twice.
     #[error("rows of {tensor} overlap: strides of {} (batch), {} (head), {} (row) elements", strides.batch, strides.head, strides.row)]
     OverlappingRows {
@@ -343,14 +351,36 @@ pub enum Error {
         /// Largest.
         max: u32,
     },
-    /// A page that is in use is not one of the pool's.
+    /// New rows that a cache has no room for.
+    #[error("sequence {index} has {kv_len} of {capacity} positions: {new_len} more do not fit")]
+    CacheFull {
+        /// Which sequence.
+        index: usize,
+        /// Its length.
+        kv_len: u32,
+        /// Rows to be appended.
+        new_len: u32,
+        /// Positions of the cache.
+        capacity: u32,
+    },
+    /// A position that the tables of a rotary embedding do not have.
+    #[error("sequence {index} reaches position {pos}, cos and sin have {positions}")]
+    PastTables {
+        /// Which sequence.
+        index: usize,
+        /// Its last position.
+        pos: u64,
+        /// Positions of the tables.
+        positions: u32,
+    },
+    /// A position's page is none of the pool's.
     #[error("block_table[{index}] is {found}, the pool has {pages} pages")]
-    Page {
+    NoSuchPage {
         /// Index of the entry.
         index: usize,
         /// Given.
         found: u32,
-        /// Of the pool.
+        /// Pages of the pool.
         pages: u32,
     },
     /// No adapter answers the request.

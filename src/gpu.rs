@@ -16,6 +16,8 @@ use crate::watcher::Watcher;
 use futures_intrusive::channel::shared;
 use std::sync::{Arc, OnceLock};
 
+mod append;
+
 /// A device and what runs on it.
 #[derive(Debug)]
 pub(crate) struct Gpu {
@@ -71,7 +73,6 @@ impl Gpu {
         self.run_chunks(plan, transfer, watcher, Wait::Aside).await
     }
 
-    /// Submits parts, each once the one before is done.
     async fn run_chunks(
         &self,
         plan: &Plan,
@@ -79,9 +80,30 @@ impl Gpu {
         watcher: &Watcher,
         wait: Wait,
     ) -> Result<Outputs, Error> {
+        let prepare = || self.prepare(plan, transfer);
+        let mut outputs = transfer.empty_outputs();
+        for (out, bytes) in self.run_job(prepare, watcher, wait).await? {
+            let data = decoded(&bytes, out.dtype, out.elements);
+            match out.operand {
+                Operand::Lse => outputs.lse = Some(data),
+                Operand::Weights => outputs.weights = Some(data),
+                Operand::Scores => outputs.scores = Some(data),
+                _ => outputs.out = data,
+            }
+        }
+        Ok(outputs)
+    }
+
+    /// Submits parts, each once the one before is done; the bytes that come back.
+    async fn run_job(
+        &self,
+        prepare: impl FnOnce() -> Result<Job, Error>,
+        watcher: &Watcher,
+        wait: Wait,
+    ) -> Result<Vec<(Output, Vec<u8>)>, Error> {
         self.alive()?;
         let scopes = watch(&self.device);
-        let job = self.prepare(plan, transfer);
+        let job = prepare();
         let prepared = caught(scopes);
         let job = match job {
             Ok(job) => job,
@@ -110,7 +132,7 @@ impl Gpu {
             }
             watcher.report(progress)?;
             if let Some(downloads) = downloads {
-                return self.collect(transfer, downloads).await;
+                return self.collect(downloads).await;
             }
             chunks.set_limit(self.pace.limit());
         }
@@ -217,22 +239,15 @@ impl Gpu {
 
     async fn collect(
         &self,
-        transfer: &Transfer<'_>,
         downloads: Vec<(Output, Download)>,
-    ) -> Result<Outputs, Error> {
-        let mut outputs = transfer.empty_outputs();
+    ) -> Result<Vec<(Output, Vec<u8>)>, Error> {
+        let mut outputs = Vec::new();
         for (out, download) in downloads {
             let bytes = download.read::<u8>().await.or_else(|error| {
                 self.alive()?;
                 Err(Error::from(error))
             })?;
-            let data = decoded(&bytes, out.dtype, out.elements);
-            match out.operand {
-                Operand::Lse => outputs.lse = Some(data),
-                Operand::Weights => outputs.weights = Some(data),
-                Operand::Scores => outputs.scores = Some(data),
-                _ => outputs.out = data,
-            }
+            outputs.push((out, bytes));
         }
         Ok(outputs)
     }

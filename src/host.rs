@@ -250,7 +250,12 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    fn take(&mut self, operand: Operand, elements: u64, dtype: DType) -> Result<(), Error> {
+    pub(crate) fn take(
+        &mut self,
+        operand: Operand,
+        elements: u64,
+        dtype: DType,
+    ) -> Result<(), Error> {
         let bytes = DType::F32.bytes_of(elements);
         let fits = bytes.and_then(|bytes| isize::try_from(bytes).ok());
         let tensor = operand.name();
@@ -353,7 +358,7 @@ fn check_pages(problem: &Problem, inputs: &Inputs<'_>) -> Result<(), Error> {
         let wrong = table[first..][..used].iter().position(|page| *page >= pages.pages);
         if let Some(at) = wrong.map(|at| first + at) {
             let (found, pages) = (table[at], pages.pages);
-            return Err(Error::Page { index: at, found, pages });
+            return Err(Error::NoSuchPage { index: at, found, pages });
         }
     }
     Ok(())

@@ -50,6 +50,8 @@ mod pairs;
 mod function;
 mod layout;
 mod pages;
+mod rotary;
+mod append;
 mod inputs;
 mod sequence;
 pub mod reference;
@@ -86,6 +88,8 @@ mod runner;
 #[cfg(feature = "runner")]
 mod host;
 #[cfg(feature = "runner")]
+mod append_host;
+#[cfg(feature = "runner")]
 mod encoding;
 #[cfg(feature = "runner")]
 mod quantised;
@@ -113,6 +117,9 @@ mod record;
 mod keys;
 mod error;
 
+pub use append::{Append, AppendInputs};
+#[cfg(feature = "runner")]
+pub use append_host::AppendOutputs;
 pub use attention::Attention;
 pub use chunks::{Chunk, Chunks, Progress};
 pub use cost::Cost;
@@ -137,6 +144,7 @@ pub use problem::{Lengths, Problem, ScoreStage, Slopes};
 #[cfg(feature = "tune")]
 pub use record::{RecordError, TuningRecord};
 pub use roofs::{Bottleneck, Roofs};
+pub use rotary::{Rotary, RotaryEmbedding, RotaryInputs, RotaryPairs};
 #[cfg(feature = "runner")]
 pub use runner::{Runner, RunnerOptions};
 pub use self_test::SelfTest;

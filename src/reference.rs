@@ -1,5 +1,9 @@
 //! The definition, in f64, one query row at a time: textbook two passes, no tiling, no cleverness.
 
+mod append;
+
+pub use append::{Appended, append, rotary_embedding, rotated};
+
 use crate::inputs::{Inputs, PairValue};
 use crate::layout::Strides;
 use crate::merge::Merge;

@@ -17,6 +17,8 @@ use crate::watcher::Watcher;
 use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 
+mod append;
+
 /// Which device a [`Runner`] takes, and how it sets it up.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]

@@ -45,9 +45,23 @@ pub enum Operand {
     BlockTable,
     /// Classes of tiles, made earlier.
     BlockMask,
+    /// New rows of keys, to be appended.
+    KNew,
+    /// New rows of values, to be appended.
+    VNew,
+    /// How many of the new rows each sequence has.
+    NewLens,
+    /// How many of the new rows had no place.
+    AppendStatus,
+    /// Positions that sequences start at.
+    PosOffsets,
+    /// Cosines of the angles of a rotary embedding.
+    Cos,
+    /// Sines of the angles of a rotary embedding.
+    Sin,
     /// A buffer of the caller's functions, by index.
     Buffer(usize),
-    /// Input vectors of a layer.
+    /// Input vectors of a layer, or rows to be turned.
     X,
     /// Input vectors that a layer's keys and values come from, where they are not `X`.
     Context,
@@ -101,6 +115,13 @@ impl Operand {
             Self::CuSeqlensK => "cu_seqlens_k",
             Self::BlockTable => "block_table",
             Self::BlockMask => "block_mask",
+            Self::KNew => "k_new",
+            Self::VNew => "v_new",
+            Self::NewLens => "new_lens",
+            Self::AppendStatus => "append_status",
+            Self::PosOffsets => "pos_offsets",
+            Self::Cos => "cos",
+            Self::Sin => "sin",
             Self::Buffer(_) => "buffer",
             Self::X => "x",
             Self::Context => "context",
@@ -181,7 +202,7 @@ impl<'a> Tensors<'a> {
         diag_offsets: DiagOffsets,
         /// `[batch]` u32. One past `q_len` counts as `q_len`.
         q_lens: QLens,
-        /// `[batch]` u32. One past `kv_len` counts as `kv_len`.
+        /// `[batch]` u32. One past `kv_len` counts as `kv_len`. Appending adds what it appended.
         kv_lens: KvLens,
         /// `[batch + 1]` u32: starts at 0, never falls, ends at `q_len`. Nothing is read or written out of bounds
         /// where it does not, but results are not specified.
@@ -193,7 +214,21 @@ impl<'a> Tensors<'a> {
         block_table: BlockTable,
         /// What [`Attention::plan_block_mask`](crate::Attention::plan_block_mask) makes, as its input or its output.
         block_mask: BlockMask,
-        /// `[batch, q_len, model_dim]`.
+        /// `[batch, new_len, kv_heads, head_dim]`, or as the [`Append`](crate::Append) says.
+        k_new: KNew,
+        /// `[batch, new_len, kv_heads, v_head_dim]`, or as the [`Append`](crate::Append) says.
+        v_new: VNew,
+        /// `[batch]` u32. One past `new_len` counts as `new_len`.
+        new_lens: NewLens,
+        /// `[batch]` u32, overwritten: 0 where all new rows have a place, else how many have none.
+        append_status: AppendStatus,
+        /// `[batch]` u32: the position of row 0 of each sequence.
+        pos_offsets: PosOffsets,
+        /// `[positions, rotary_dim / 2]` f32: cosines of the angles of pairs.
+        cos: Cos,
+        /// `[positions, rotary_dim / 2]` f32: sines of the same angles.
+        sin: Sin,
+        /// `[batch, q_len, model_dim]`, or of a rotary embedding `[batch, heads, len, head_dim]`.
         x: X,
         /// `[batch, kv_len, context_dim]`. Needed by cross-attention layers.
         context: Context,

@@ -11,12 +11,14 @@ use crate::shape::DType;
 use crate::tensors::Operand;
 use crate::watcher::{Meter, Watcher};
 
+mod append;
 mod attend;
 mod merge;
 mod product;
 mod softmax;
 mod state;
 
+pub(crate) use append::{append, rotary_embedding};
 pub(crate) use merge::merge;
 
 /// One attention, of inputs rounded to their storage types.

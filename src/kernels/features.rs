@@ -97,10 +97,12 @@ impl Element {
         (self.binding(name, Access::Read, vec4), files)
     }
 
-    /// `out`, written four elements at a time where it may be, and the files that store it.
+    /// `out`, written four elements at a time where it may be, or in whole blocks, and the files that store it.
     pub(super) fn write_out(self, vec4: bool) -> (Binding, Vec<File>) {
+        let binding = self.binding("out", Access::ReadWrite, vec4);
         let half = match self {
-            Self::Q8 | Self::Q4 => unreachable!("validated: results are no blocks"),
+            Self::Q8 => return (binding, vec![file!("store/q8.wgsl")]),
+            Self::Q4 => return (binding, vec![file!("store/q4.wgsl")]),
             Self::F32 | Self::F16 => None,
             Self::PackedF16 => Some(file!("store/half_f16.wgsl")),
             Self::PackedBf16 => Some(file!("store/half_bf16.wgsl")),
@@ -111,8 +113,7 @@ impl Element {
             (true, false) => file!("store/half_scalar.wgsl"),
             (true, true) => file!("store/half_vec4.wgsl"),
         };
-        let files = half.into_iter().chain([store]).collect();
-        (self.binding("out", Access::ReadWrite, vec4), files)
+        (binding, half.into_iter().chain([store]).collect())
     }
 }
 

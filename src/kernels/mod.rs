@@ -4,6 +4,7 @@ use crate::shader::Source;
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
+mod append;
 mod callers;
 mod coop;
 mod covering;
@@ -16,6 +17,7 @@ mod params;
 mod staged;
 mod tables;
 
+pub(crate) use append::{Advance, AdvanceParams, Append, AppendParams, Rotate, RotateParams};
 pub(crate) use coop::{FlashCoop, Fragments};
 pub(crate) use decode::{DecodeLane, DecodeTeam};
 pub(crate) use features::{Element, Features, Rows, Uses};
@@ -192,6 +194,7 @@ pub fn all(capabilities: &crate::Capabilities) -> Vec<Kernel> {
     kernels.extend(linear::variants(&tuning));
     kernels.extend(merge::variants(&tuning, &covering, capabilities.f16));
     kernels.extend(tables::variants(&tuning, &covering));
+    kernels.extend(append::variants(capabilities.f16));
     if let Some(matrices) = capabilities.matrices {
         kernels.extend(coop::variants(matrices.size, matrices.subgroup_size, &covering));
     }

@@ -6,6 +6,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod append;
 pub(crate) mod attend;
 pub(crate) mod buffers;
 pub(crate) mod case;
