@@ -144,7 +144,7 @@ impl AttentionPlanner<'_, '_> {
                     bound.extend(self.lse(&block));
                     aligned && out.is_vec4()
                 };
-                params.range_keys = form.range_keys.unwrap_or(0);
+                (params.ranges, params.range_keys) = (splits, form.range_keys.unwrap_or(0));
                 params.classes_at = self.tables.classes.at;
                 [params.classes_batch, params.classes_head, params.classes_row] =
                     self.class_strides(&block, keys);

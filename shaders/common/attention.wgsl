@@ -15,7 +15,7 @@ struct Params {
     lse_base: u32, lse_batch: u32, lse_head: u32,
     partial_out_base: u32, partial_out_part: u32, partial_out_batch: u32, partial_out_head: u32, partial_out_row: u32,
     partial_lse_base: u32, partial_lse_part: u32, partial_lse_batch: u32, partial_lse_head: u32, partial_lse_row: u32,
-    parts: u32, kv_heads: u32, range_keys: u32,
+    parts: u32, kv_heads: u32, ranges: u32, range_keys: u32,
     mask_base: u32, mask_batch: u32, mask_head: u32, mask_row: u32, mask_key: u32,
     bias_base: u32, bias_batch: u32, bias_head: u32, bias_row: u32, bias_key: u32,
     tables_base: u32, sequences_at: u32, rows_at: u32, slopes_at: u32, slopes_batch: u32, sinks_at: u32,

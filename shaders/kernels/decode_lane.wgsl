@@ -15,10 +15,12 @@ fn dot_onto(a: vec4<f32>, b: vec4<f32>, c: f32) -> f32 {
 
 @compute @workgroup_size(THREADS)
 fn decode_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let id = flat_id(group);
-    if id >= params.workgroups { return; }
-    let slot = id / params.tiles / params.kv_heads;
-    let batch = select(slot, slot % params.batch, RANGES);
+    let flat = flat_id(group);
+    if flat >= params.workgroups { return; }
+    let range = flat % params.ranges;
+    let id = flat / params.ranges;
+    let batch = id / params.tiles / params.kv_heads;
+    let slot = range * params.batch + batch;
     let kv_head = id / params.tiles % params.kv_heads;
     let heads = params.heads / params.kv_heads;             // that share it
     let own = id % params.tiles * THREADS + local.x;
@@ -32,8 +34,8 @@ fn decode_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
     var begin = block_begin(batch, 0u);
     var end = block_end(batch, params.q_len - 1u);
     if RANGES {
-        begin = max(begin, slot / params.batch * params.range_keys);
-        end = min(end, (slot / params.batch + 1u) * params.range_keys);
+        begin = max(begin, range * params.range_keys);
+        end = min(end, (range + 1u) * params.range_keys);
     }
     let all_begin = block_begin(batch, params.q_len - 1u);
     let all_end = block_end(batch, 0u);

@@ -97,12 +97,14 @@ fn stage_v(lane: u32, batch: u32, first: u32, key_first: u32, edge: bool) {
 @compute @workgroup_size(THREADS)
 fn flash_coop_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32,
                      @builtin(subgroup_id) subgroup: u32, @builtin(num_subgroups) subgroups: u32) {
-    let id = flat_id(group);
-    if id >= params.workgroups { return; }
+    let flat = flat_id(group);
+    if flat >= params.workgroups { return; }
+    let range = select(0u, flat % params.ranges, RANGES);
+    let id = select(flat, flat / params.ranges, RANGES);
     let tile = id % params.tiles;
     let head = id / params.tiles % params.heads;
-    let slot = id / params.tiles / params.heads;
-    let batch = select(slot, slot % params.batch, RANGES);
+    let batch = id / params.tiles / params.heads;
+    let slot = range * params.batch + batch;
     let kv_head = kv_head_of(head);
     let q_first = params.q_base + batch * params.q_batch + head * params.q_head;
     let k_first = k_head_at(batch, kv_head);
@@ -115,8 +117,8 @@ fn flash_coop_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
     var begin = block_begin(batch, row_first) / BLOCK_KV * BLOCK_KV;
     var end = block_end(batch, row_last);
     if RANGES {
-        begin = max(begin, slot / params.batch * params.range_keys);
-        end = min(end, (slot / params.batch + 1u) * params.range_keys);
+        begin = max(begin, range * params.range_keys);
+        end = min(end, (range + 1u) * params.range_keys);
     }
     let all_begin = block_begin(batch, row_last);           // every row sees the keys from here ...
     let all_end = block_end(batch, row_first);              // ... to here

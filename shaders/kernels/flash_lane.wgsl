@@ -34,15 +34,17 @@ fn is_needed(batch: u32, head: u32, row_first: u32, row_last: u32, kv_tile: u32)
 
 @compute @workgroup_size(THREADS)
 fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let id = flat_id(group);
-    if id >= params.workgroups { return; }
+    let flat = flat_id(group);
+    if flat >= params.workgroups { return; }
+    let range = select(0u, flat % params.ranges, RANGES);
+    let id = select(flat, flat / params.ranges, RANGES);
     // lavapipe divides to find the id, anew after every barrier; what has come through a loop, here of no rounds, it keeps.
     var lane = local.x;
     for (var i = params.rows_each; i < 4u; i++) { lane += i; }
     let tile = params.tiles - 1u - id % params.tiles;       // the longest rows of a causal mask first
     let head = id / params.tiles % params.heads;
-    let slot = id / params.tiles / params.heads;
-    let batch = select(slot, slot % params.batch, RANGES);
+    let batch = id / params.tiles / params.heads;
+    let slot = range * params.batch + batch;
     let kv_head = kv_head_of(head);
     let q_first = params.q_base + batch * params.q_batch + head * params.q_head;
     let k_first = k_head_at(batch, kv_head);
@@ -53,8 +55,8 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
     var begin = block_begin(batch, row_first) / CLASS_KV * CLASS_KV;
     var end = block_end(batch, row_last);
     if RANGES {
-        begin = max(begin, slot / params.batch * params.range_keys);
-        end = min(end, (slot / params.batch + 1u) * params.range_keys);
+        begin = max(begin, range * params.range_keys);
+        end = min(end, (range + 1u) * params.range_keys);
     }
 
     let own_first = row_first + lane * ROWS;

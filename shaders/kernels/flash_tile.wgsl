@@ -220,12 +220,14 @@ fn tile(w: Work, key_first: u32, edge: bool, o: ptr<function, array<vec4<f32>, T
 
 @compute @workgroup_size(THREADS)
 fn flash_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: Lane) {
-    let id = flat_id(group);
-    if id >= params.workgroups { return; }
+    let flat = flat_id(group);
+    if flat >= params.workgroups { return; }
+    let range = select(0u, flat % params.ranges, RANGES);
+    let id = select(flat, flat / params.ranges, RANGES);
     const SLICES = (V_HEAD_DIM + V_COLUMNS - 1u) / V_COLUMNS;
     let head = id / SLICES / params.tiles % params.heads;
-    let slot = id / SLICES / params.tiles / params.heads;
-    let batch = select(slot, slot % params.batch, RANGES);
+    let batch = id / SLICES / params.tiles / params.heads;
+    let slot = range * params.batch + batch;
     let kv_head = kv_head_of(head);
     let tile_q = params.tiles - 1u - id / SLICES % params.tiles;    // the longest rows of a causal mask first
     let row_first = tile_q * BLOCK_Q;
@@ -237,8 +239,8 @@ fn flash_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: La
     var begin = block_begin(batch, row_first) / BLOCK_KV * BLOCK_KV;
     var end = block_end(batch, row_last);
     if RANGES {
-        begin = max(begin, slot / params.batch * params.range_keys);
-        end = min(end, (slot / params.batch + 1u) * params.range_keys);
+        begin = max(begin, range * params.range_keys);
+        end = min(end, (range + 1u) * params.range_keys);
     }
     let whole_begin = block_begin(batch, row_last);                 // every row sees the keys from here ...
     let whole_end = min(block_end(batch, row_first), end);          // ... to here

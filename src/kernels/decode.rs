@@ -1,7 +1,7 @@
 //! The fused kernels of few rows over many keys: rows that share a key/value head share its loads.
 
 use super::flash::source;
-use super::{AttentionParams, Features, Kernel};
+use super::{AttentionParams, Element, Features, Kernel};
 use crate::shader::file;
 use crate::tuning::{Decode, Tuning};
 use crate::unroll::unrolled;
@@ -91,29 +91,30 @@ pub(crate) struct DecodeLane<'a> {
 }
 
 impl DecodeLane<'_> {
-    const KEYS: u32 = 4;
+    /// Keys that are taken at a time: more repay what blocks take to unpack.
+    fn keys(&self) -> u32 {
+        if matches!(self.features.kv, Element::Q8 | Element::Q4) { 8 } else { 4 }
+    }
 }
 
 impl From<DecodeLane<'_>> for Kernel {
     fn from(c: DecodeLane<'_>) -> Self {
         let DecodeLane { head_dim, v_head_dim, rows, .. } = c;
+        let keys = c.keys();
         let (source, bindings) = source(c.features, [head_dim, v_head_dim], rows, c.vec4);
         let mut kernel = file!("kernels/decode_lane.wgsl");
         // Old compilers would keep loops inside of loops, and some end a shader after 65,535 rounds of all its loops.
         if !c.rolled {
-            let constants = [
-                ("D4", head_dim.div_ceil(4)),
-                ("V4", v_head_dim.div_ceil(4)),
-                ("KEYS", DecodeLane::KEYS),
-            ];
+            let constants =
+                [("D4", head_dim.div_ceil(4)), ("V4", v_head_dim.div_ceil(4)), ("KEYS", keys)];
             kernel.text = unrolled(&kernel.text, &constants).into();
         }
         Self {
             name: "decode_lane",
             source: source
                 .constant("THREADS", rows)
-                .constant("KEYS", DecodeLane::KEYS)
-                .flag("GUARD", c.features.hides() || c.ranges)
+                .constant("KEYS", keys)
+                .flag("GUARD", c.features.hides())
                 .flag("RANGES", c.ranges)
                 .file(kernel),
             bindings,
