@@ -132,7 +132,7 @@ impl Source {
             let (folder, name) = file.path.split_once('/')?;
             let name = name.trim_end_matches(".wgsl");
             let chosen = !matches!(folder, "kernels")
-                && !matches!(name, "attention" | "pair" | "record" | "none")
+                && !matches!(name, "attention" | "pair" | "record" | "none" | "contiguous")
                 && !name.starts_with("no_");
             chosen.then(|| name.to_owned())
         });

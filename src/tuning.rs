@@ -75,6 +75,7 @@ const TABLE: &[Row] = &[
         class: DeviceClass::Nvidia,
         tuning: GENERAL,
         waves: &[
+            ("decode_team", 8),
             ("flash_tile", 8),
             ("scores", 32),
             ("values", 32),
@@ -87,6 +88,7 @@ const TABLE: &[Row] = &[
         class: DeviceClass::AmdRdna,
         tuning: GENERAL,
         waves: &[
+            ("decode_team", 6),
             ("flash_tile", 6),
             ("scores", 12),
             ("values", 12),
@@ -95,7 +97,11 @@ const TABLE: &[Row] = &[
             ("product_coop", 4),
         ],
     },
-    Row { class: DeviceClass::AmdGcn, tuning: GENERAL, waves: &[("flash_tile", 1)] },
+    Row {
+        class: DeviceClass::AmdGcn,
+        tuning: GENERAL,
+        waves: &[("flash_tile", 1), ("decode_team", 1)],
+    },
     // Its compiler keeps 128 columns of out in more registers than there are: 70 spills. So it does with 16 sums of a
     // team's invocation: 20 to 60.
     Row {
@@ -105,12 +111,24 @@ const TABLE: &[Row] = &[
             decode: Decode::Team { most: 16, sums: 8 },
             ..GENERAL
         },
-        waves: &[("flash_tile", 12), ("scores", 24), ("values", 20), ("linear", 24)],
+        waves: &[
+            ("decode_team", 12),
+            ("flash_tile", 12),
+            ("scores", 20),
+            ("values", 20),
+            ("linear", 24),
+        ],
     },
     Row {
         class: DeviceClass::Adreno,
-        tuning: GENERAL,
-        waves: &[("flash_tile", 4), ("scores", 6), ("values", 8), ("linear", 8)],
+        tuning: Tuning { decode: Decode::Team { most: 16, sums: 8 }, ..GENERAL },
+        waves: &[
+            ("decode_team", 4),
+            ("flash_tile", 4),
+            ("scores", 6),
+            ("values", 8),
+            ("linear", 8),
+        ],
     },
     // A software GPU runs the lanes of a subgroup as one vector: a uniform address costs one load, a barrier costs a
     // switch of coroutines, a gather costs a load a lane.

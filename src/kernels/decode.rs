@@ -30,7 +30,8 @@ impl DecodeTeam<'_> {
         if self.features.is_heavy() {
             return 1;
         }
-        let pairs = if self.shuffles { 16 } else { 8 };
+        // Elements that are read one by one take registers for where they are.
+        let pairs = if self.shuffles && self.vec4 { 16 } else { 8 };
         (pairs / self.rows).clamp(1, 4)
     }
 }
