@@ -6,22 +6,27 @@
 //! compare with attention over each whole sequence, in f64. `step.rs` is the part to copy.
 #![allow(clippy::print_stdout, reason = "an example talks")]
 
+use ahead::Ahead;
 use cache::Cache;
-use check::Sample;
-use model::Model;
+use kept::Kept;
+use model::{Model, SEQUENCES};
 use progress::Progress;
 use std::error::Error;
 use std::process::ExitCode;
 use std::time::Instant;
 use step::Step;
-use wgpu_attention::{Attention, DType, Download, device_descriptor, wgpu};
+use wgpu_attention::{Attention, DType, device_descriptor, wgpu};
 
+#[path = "decode_loop/ahead.rs"]
+mod ahead;
 #[path = "decode_loop/cache.rs"]
 mod cache;
 #[path = "decode_loop/check.rs"]
 mod check;
 #[path = "decode_loop/copy.rs"]
 mod copy;
+#[path = "decode_loop/kept.rs"]
+mod kept;
 #[path = "decode_loop/model.rs"]
 mod model;
 #[path = "decode_loop/pages.rs"]
@@ -36,9 +41,6 @@ decode_loop [--q8] [--tokens N]
 
   --q8         keys and values in 8 bits, not f16
   --tokens N   new tokens of each sequence (default: 64 on a software GPU, else 256)";
-
-/// The host runs ahead of the device by so many steps at most.
-const AHEAD: usize = 4;
 
 fn main() -> ExitCode {
     let options = match Options::parse(std::env::args().skip(1)) {
@@ -105,7 +107,11 @@ fn adapter() -> Option<wgpu::Adapter> {
 fn run(adapter: &wgpu::Adapter, options: &Options) -> Result<(), Box<dyn Error>> {
     let info = adapter.get_info();
     let model = Model::for_device(info.device_type, options.kv_dtype, options.tokens);
-    println!("{}, {}", info.name, info.backend);
+    let size = match info.device_type {
+        wgpu::DeviceType::Cpu => ": a software GPU, so a small model",
+        _ => "",
+    };
+    println!("{} ({}){size}", info.name, info.backend);
     println!("{model}");
 
     // Once: a device, a cache, two steps, one of many rows a sequence and one of one.
@@ -116,9 +122,9 @@ fn run(adapter: &wgpu::Adapter, options: &Options) -> Result<(), Box<dyn Error>>
     let mut cache = Cache::new(&device, &queue, &model);
     let prefill = Step::new(&device, &attention, &model, &cache, model.prefill_rows)?;
     let decode = Step::new(&device, &attention, &model, &cache, 1)?;
-    println!("\nPrefill, up to {} tokens a sequence and step: {prefill}", model.prefill_rows);
-    println!("Decode, one token a sequence and step: {decode}");
-    println!("  compiled and bound in {:.0} ms", 1e3 * start.elapsed().as_secs_f64());
+    println!("\nPlanned, compiled and bound in {:.0} ms", 1e3 * start.elapsed().as_secs_f64());
+    println!("  prefill, {} tokens of each at a time: {prefill}", model.prefill_rows);
+    println!("  decode, one of each: {decode}");
 
     // What is looked at afterwards is copied aside on the device.
     let samples = check::samples(&model);
@@ -146,7 +152,7 @@ fn run(adapter: &wgpu::Adapter, options: &Options) -> Result<(), Box<dyn Error>>
     let (mut decoded, mut read_bytes) = (0, 0);
     for _ in 0..model.tokens {
         // Every sequence goes on: an engine would ask here who has ended and who comes in.
-        let rows = [1; model::SEQUENCES];
+        let rows = [1; SEQUENCES];
         advance(&mut queue, &decode, &mut cache, &rows, &kept)?;
         decoded += rows.iter().sum::<u32>();
         read_bytes += cache.lens.iter().map(|len| model.cache_bytes(*len)).sum::<u64>();
@@ -191,7 +197,7 @@ fn advance(
     queue: &mut Ahead<'_>,
     step: &Step,
     cache: &mut Cache,
-    rows: &[u32; model::SEQUENCES],
+    rows: &[u32; SEQUENCES],
     kept: &Kept<'_>,
 ) -> Result<(), Box<dyn Error>> {
     // The host knows the lengths by its own count; pages are handed out before they are written to.
@@ -201,93 +207,4 @@ fn advance(
     step.encode(&mut encoder);
     kept.encode(&mut encoder, step, cache, queue.submitted.len(), (&before, rows));
     queue.submit(encoder)
-}
-
-/// A queue that is never more than some steps behind: what a progress bar, and a cancel button, need.
-struct Ahead<'a> {
-    device: &'a wgpu::Device,
-    queue: &'a wgpu::Queue,
-    submitted: Vec<wgpu::SubmissionIndex>,
-}
-
-impl Ahead<'_> {
-    fn submit(&mut self, encoder: wgpu::CommandEncoder) -> Result<(), Box<dyn Error>> {
-        self.submitted.push(self.queue.submit([encoder.finish()]));
-        if let Some(done) = self.done().checked_sub(1) {
-            let submission_index = Some(self.submitted[done].clone());
-            self.device.poll(wgpu::PollType::Wait { submission_index, timeout: None })?;
-        }
-        Ok(())
-    }
-
-    /// Steps that are known to be done.
-    fn done(&self) -> usize {
-        self.submitted.len().saturating_sub(AHEAD)
-    }
-
-    fn wait(&self) -> Result<(), Box<dyn Error>> {
-        self.device.poll(wgpu::PollType::wait_indefinitely())?;
-        Ok(())
-    }
-}
-
-/// Rows of out that are looked at afterwards, and what every append had to say.
-struct Kept<'a> {
-    samples: &'a [Sample],
-    /// `[samples, heads, head_dim]`.
-    rows: wgpu::Buffer,
-    row_bytes: u64,
-    /// `[steps, sequences]`.
-    status: wgpu::Buffer,
-}
-
-impl<'a> Kept<'a> {
-    fn new(device: &wgpu::Device, model: &Model, samples: &'a [Sample], steps: u32) -> Self {
-        let row_bytes = u64::from(model.heads * model.head_dim) * 4;
-        let buffer = |size| {
-            device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("kept"),
-                size,
-                usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
-                mapped_at_creation: false,
-            })
-        };
-        let rows = buffer(samples.len() as u64 * row_bytes);
-        let status = buffer(u64::from(steps) * cache::PER_SEQUENCE_BYTES);
-        Self { samples, rows, row_bytes, status }
-    }
-
-    fn encode(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        step: &Step,
-        cache: &Cache,
-        index: usize,
-        (before, rows): (&[u32; model::SEQUENCES], &[u32; model::SEQUENCES]),
-    ) {
-        for (slot, sample) in (0..).zip(self.samples) {
-            let Some(row) = sample.position.checked_sub(before[sample.sequence]) else { continue };
-            if row < rows[sample.sequence] {
-                let from = step.out_row(sample.sequence, row) * self.row_bytes;
-                let to = slot * self.row_bytes;
-                encoder.copy_buffer_to_buffer(&step.out, from, &self.rows, to, self.row_bytes);
-            }
-        }
-        let to = index as u64 * cache::PER_SEQUENCE_BYTES;
-        let bytes = cache::PER_SEQUENCE_BYTES;
-        encoder.copy_buffer_to_buffer(&cache.status, 0, &self.status, to, bytes);
-    }
-
-    fn read(
-        &self,
-        device: &wgpu::Device,
-        queue: &wgpu::Queue,
-    ) -> Result<(Vec<f32>, Vec<u32>), Box<dyn Error>> {
-        let mut encoder = device.create_command_encoder(&Default::default());
-        let rows = Download::encode(device, &mut encoder, self.rows.slice(..));
-        let status = Download::encode(device, &mut encoder, self.status.slice(..));
-        queue.submit([encoder.finish()]);
-        device.poll(wgpu::PollType::wait_indefinitely())?;
-        Ok((pollster::block_on(rows.read())?, pollster::block_on(status.read())?))
-    }
 }

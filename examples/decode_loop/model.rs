@@ -1,5 +1,6 @@
 //! Sizes, and queries, keys and values without weights.
 
+use crate::cache::PAGE_LEN;
 use std::fmt;
 use wgpu_attention::{DType, Rotary, RotaryPairs, wgpu};
 
@@ -145,8 +146,9 @@ impl fmt::Display for Model {
         let prompts = prompts.map(|len| len.to_string()).join(", ");
         writeln!(
             f,
-            "One layer: {heads} query heads on {kv_heads} key/value heads, {head_dim} wide, rotary, cache in {kv_dtype:?}"
+            "One attention layer: {heads} query heads on {kv_heads} key/value heads, {head_dim} wide, rotary;"
         )?;
-        write!(f, "{SEQUENCES} prompts of {prompts} tokens; {tokens} more of each")
+        writeln!(f, "keys and values cached in {kv_dtype:?}, in pages of {PAGE_LEN} positions")?;
+        write!(f, "{SEQUENCES} sequences with prompts of {prompts} tokens, {tokens} more of each")
     }
 }
