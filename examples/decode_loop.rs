@@ -130,14 +130,15 @@ fn run(adapter: &wgpu::Adapter, options: &Options) -> Result<(), Box<dyn Error>>
     let samples = check::samples(&model);
     let steps = model.prefill_steps() + model.tokens;
     let kept = Kept::new(&device, &model, &samples, steps);
-    let mut queue = Ahead { device: &device, queue: &queue, submitted: Vec::new() };
+    let mut queue = Ahead::new(&device, &queue);
 
     let start = Instant::now();
     let mut progress = Progress::new("Prefill", model.prefill_steps());
-    for _ in 0..model.prefill_steps() {
+    for step in 0..model.prefill_steps() {
         let rows = cache.rest_of_prompts(&model);
         advance(&mut queue, &prefill, &mut cache, &rows, &kept)?;
-        progress.show(queue.done());
+        // This one runs, those before are done.
+        progress.show(step);
     }
     queue.wait()?;
     drop(progress);
@@ -147,16 +148,15 @@ fn run(adapter: &wgpu::Adapter, options: &Options) -> Result<(), Box<dyn Error>>
     let at_prefill = cache.pages_in_use();
 
     let start = Instant::now();
-    let first = queue.submitted.len();
     let mut progress = Progress::new("Decode", model.tokens);
     let (mut decoded, mut read_bytes) = (0, 0);
-    for _ in 0..model.tokens {
+    for step in 0..model.tokens {
         // Every sequence goes on: an engine would ask here who has ended and who comes in.
         let rows = [1; SEQUENCES];
         advance(&mut queue, &decode, &mut cache, &rows, &kept)?;
         decoded += rows.iter().sum::<u32>();
         read_bytes += cache.lens.iter().map(|len| model.cache_bytes(*len)).sum::<u64>();
-        progress.show(queue.done().saturating_sub(first));
+        progress.show(step);
     }
     queue.wait()?;
     drop(progress);
@@ -200,11 +200,10 @@ fn advance(
     rows: &[u32; SEQUENCES],
     kept: &Kept<'_>,
 ) -> Result<(), Box<dyn Error>> {
-    // The host knows the lengths by its own count; pages are handed out before they are written to.
-    let before = cache.lens;
+    // The host knows the lengths by its own count, and hands out pages before they are written to.
     cache.grow(queue.queue, rows)?;
     let mut encoder = queue.device.create_command_encoder(&Default::default());
     step.encode(&mut encoder);
-    kept.encode(&mut encoder, step, cache, queue.submitted.len(), (&before, rows));
+    kept.encode(&mut encoder, step, cache, rows, queue.steps);
     queue.submit(encoder)
 }

@@ -1,34 +1,35 @@
-//! A queue that the host fills faster than the device empties it.
+//! A queue that never runs dry, and never far behind the host.
 
 use std::error::Error;
 use wgpu_attention::wgpu;
 
-/// The host is ahead of the device by so many steps at most: one runs, one waits, none is ever waited for.
-const AHEAD: usize = 2;
-
-/// Submits steps, and knows how many are done: what a progress bar, or a cancel button, needs.
+/// Submits steps, and waits for the one before: while the device runs one, the host prepares the next.
 pub(crate) struct Ahead<'a> {
     pub(crate) device: &'a wgpu::Device,
     pub(crate) queue: &'a wgpu::Queue,
-    pub(crate) submitted: Vec<wgpu::SubmissionIndex>,
+    last: Option<wgpu::SubmissionIndex>,
+    /// Steps that were submitted.
+    pub(crate) steps: usize,
 }
 
-impl Ahead<'_> {
+impl<'a> Ahead<'a> {
+    pub(crate) fn new(device: &'a wgpu::Device, queue: &'a wgpu::Queue) -> Self {
+        Self { device, queue, last: None, steps: 0 }
+    }
+
     pub(crate) fn submit(&mut self, encoder: wgpu::CommandEncoder) -> Result<(), Box<dyn Error>> {
-        self.submitted.push(self.queue.submit([encoder.finish()]));
-        if let Some(done) = self.done().checked_sub(1) {
-            let submission_index = Some(self.submitted[done].clone());
-            self.device.poll(wgpu::PollType::Wait { submission_index, timeout: None })?;
+        let before = self.last.replace(self.queue.submit([encoder.finish()]));
+        self.steps += 1;
+        if before.is_some() {
+            let poll = wgpu::PollType::Wait { submission_index: before, timeout: None };
+            self.device.poll(poll)?;
         }
         Ok(())
     }
 
-    /// Steps that are known to be done.
-    pub(crate) fn done(&self) -> usize {
-        self.submitted.len().saturating_sub(AHEAD)
-    }
-
-    pub(crate) fn wait(&self) -> Result<(), Box<dyn Error>> {
+    /// Until all steps are done.
+    pub(crate) fn wait(&mut self) -> Result<(), Box<dyn Error>> {
+        self.last = None;
         self.device.poll(wgpu::PollType::wait_indefinitely())?;
         Ok(())
     }

@@ -38,25 +38,25 @@ impl<'a> Kept<'a> {
         Self { samples, rows, row_bytes, status }
     }
 
-    /// After a step: the samples among its `rows` new ones of each sequence, which had `before`.
+    /// After step `index`, which appended `rows` of each sequence.
     pub(crate) fn encode(
         &self,
         encoder: &mut wgpu::CommandEncoder,
         step: &Step,
         cache: &Cache,
+        rows: &[u32; SEQUENCES],
         index: usize,
-        (before, rows): (&[u32; SEQUENCES], &[u32; SEQUENCES]),
     ) {
         for (slot, sample) in (0..).zip(self.samples) {
-            let Some(row) = sample.position.checked_sub(before[sample.sequence]) else { continue };
-            if row < rows[sample.sequence] {
-                let from = step.out_row(sample.sequence, row) * self.row_bytes;
-                let to = slot * self.row_bytes;
+            let end = cache.lens[sample.sequence];
+            let first = end - rows[sample.sequence];
+            if (first..end).contains(&sample.position) {
+                let row = step.out_row(sample.sequence, sample.position - first);
+                let (from, to) = (row * self.row_bytes, slot * self.row_bytes);
                 encoder.copy_buffer_to_buffer(&step.out, from, &self.rows, to, self.row_bytes);
             }
         }
-        let to = index as u64 * PER_SEQUENCE_BYTES;
-        let bytes = PER_SEQUENCE_BYTES;
+        let (to, bytes) = (index as u64 * PER_SEQUENCE_BYTES, PER_SEQUENCE_BYTES);
         encoder.copy_buffer_to_buffer(&cache.status, 0, &self.status, to, bytes);
     }
 

@@ -17,13 +17,12 @@ impl Progress {
         Self { what, steps, shown: io::stderr().is_terminal() }
     }
 
-    pub(crate) fn show(&mut self, done: usize) {
+    pub(crate) fn show(&mut self, done: u32) {
         if self.shown {
-            let steps = self.steps as usize;
-            let full = CELLS * done / steps;
+            let full = CELLS * done as usize / self.steps as usize;
             let (bar, rest) = ("█".repeat(full), "░".repeat(CELLS - full));
             // A terminal that is gone takes nothing with it.
-            let _ = write!(io::stderr(), "\r{:8}{bar}{rest} {done}/{steps}", self.what);
+            let _ = write!(io::stderr(), "\r{:8}{bar}{rest} {done}/{}", self.what, self.steps);
         }
     }
 }
