@@ -38,6 +38,7 @@ mod step;
 
 const HELP: &str = "\
 decode_loop [--q8] [--tokens N]
+Prefills 8 sequences into a paged cache, decodes tokens one by one, and checks them in f64.
 
   --q8         keys and values in 8 bits, not f16
   --tokens N   new tokens of each sequence (default: 64 on a software GPU, else 256)";

@@ -22,10 +22,11 @@ fn decoded_over_pages_is_attention_over_each_whole_sequence() {
             [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
         assert!(output.status.success(), "{arguments}: {stdout}{stderr}");
         assert!(!stderr.contains('\r'), "{arguments}: a bar where there is no terminal: {stderr}");
-        let numbers = stdout.split("greatest error ").nth(1).and_then(|rest| {
-            let mut words = rest.split([',', ' ']).filter_map(|word| word.parse::<f64>().ok());
-            words.next().zip(words.next())
-        });
+        let number_after = |words: &str| {
+            let rest = stdout.split(words).nth(1)?;
+            rest.split([';', ' ']).next()?.parse::<f64>().ok()
+        };
+        let numbers = number_after("is off by ").zip(number_after(" allows "));
         let (error, allowed) = numbers.unwrap_or_else(|| panic!("{arguments}: {stdout}"));
         // What is stored in 16 or 8 bits is never exact.
         assert!(error > 1e-6 && error <= allowed, "{arguments}: {stdout}");
