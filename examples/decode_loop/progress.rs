@@ -1,0 +1,36 @@
+//! How far it is, on one line of a terminal.
+
+use std::io::{self, IsTerminal as _, Write as _};
+
+/// Cells of the bar.
+const CELLS: usize = 40;
+
+/// Gone when it is dropped; nothing where standard error is no terminal.
+pub(crate) struct Progress {
+    what: &'static str,
+    steps: u32,
+    shown: bool,
+}
+
+impl Progress {
+    pub(crate) fn new(what: &'static str, steps: u32) -> Self {
+        Self { what, steps, shown: io::stderr().is_terminal() }
+    }
+
+    pub(crate) fn show(&mut self, done: u32) {
+        if self.shown {
+            let full = CELLS * done as usize / self.steps as usize;
+            let (bar, rest) = ("█".repeat(full), "░".repeat(CELLS - full));
+            // A terminal that is gone takes nothing with it.
+            let _ = write!(io::stderr(), "\r{:8}{bar}{rest} {done}/{}", self.what, self.steps);
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.shown {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}
