@@ -23,8 +23,8 @@ use wgpu_attention::{
 /// Runs of each row.
 const TURNS: usize = 20;
 const PAGE_LEN: u32 = 32;
-/// What is checked: batch entry and head.
-const SAMPLES: [(u32, u32); 3] = [(0, 0), (0, 13), (0, 31)];
+/// Heads of the first sequence that are checked, where there are as many.
+const SAMPLES: [u32; 4] = [0, 3, 13, 31];
 
 /// How the cache lies, and what is asked of the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,9 @@ enum Kind {
     Paged(DType),
     /// One workgroup walks all keys of its rows.
     Unsplit,
+    /// Four heads share one key/value head: fewer workgroups than cores want, unless keys are split.
+    OneHead,
+    OneHeadUnsplit,
     /// The fused kernel of many rows.
     Flash,
     /// The mode whose results do not depend on the batch.
@@ -74,14 +77,23 @@ impl Case {
     }
 
     fn problem(&self) -> Problem {
-        let shape = Shape::cross_attention(self.batch, 32, 1, self.kv_len, 128).with_kv_heads(8);
+        let shape = Shape::cross_attention(self.batch, self.heads().0, 1, self.kv_len, 128)
+            .with_kv_heads(self.heads().1);
         let problem = Problem::new(shape).kv_dtype(self.dtype());
         match self.kind {
             Kind::Paged(_) => problem.with_lengths(false, true).with_pages(self.pages()),
-            Kind::Unsplit => problem.with_splits(1),
+            Kind::Unsplit | Kind::OneHeadUnsplit => problem.with_splits(1),
             Kind::Invariant => problem.batch_invariant(),
             Kind::Growing => problem.with_lengths(false, true),
             _ => problem,
+        }
+    }
+
+    /// Of queries, and of keys and values.
+    fn heads(&self) -> (u32, u32) {
+        match self.kind {
+            Kind::OneHead | Kind::OneHeadUnsplit => (4, 1),
+            _ => (32, 8),
         }
     }
 
@@ -91,7 +103,8 @@ impl Case {
 
     /// Bytes of keys and values that have to be read.
     fn bytes(&self) -> f64 {
-        let elements = u64::from(self.batch) * u64::from(self.used()) * 8 * 128 * 2;
+        let elements =
+            u64::from(self.batch) * u64::from(self.used()) * u64::from(self.heads().1) * 128 * 2;
         (elements * self.dtype().bits() / 8) as f64
     }
 }
@@ -120,6 +133,9 @@ fn cases() -> Vec<Case> {
         add(1, kv_len, Kind::Plain(DType::F32), kv_len < 64 << 10);
         add(1, kv_len, Kind::Plain(DType::F16), false);
     }
+    for kind in [Kind::OneHead, Kind::OneHeadUnsplit] {
+        add(1, 32 << 10, kind, true);
+    }
     // The same keys, planned for as many and for sixteen times as many.
     add(1, 16 << 10, Kind::Growing, true);
     for batch in [8, 64] {
@@ -142,7 +158,7 @@ fn main() {
     };
     let (class, clock) = (gpu.attention.capabilities().class, gpu.clock.name());
     println!("{} ({}), kernels of {class:?}, {clock}", gpu.info.name, gpu.info.driver_info);
-    println!("1 query a sequence, 32 heads on 8, head_dim 128");
+    println!("1 query a sequence, 32 heads on 8 (onehead: 4 on 1), head_dim 128");
     println!("{:<24}  {:>8}  {:>8}  {:>6}  kernels", "batch x keys, cache", "ms", "GB/s", "copy");
     for case in cases().iter().filter(wanted) {
         let mut run = bind(&runner, &gpu, case);
@@ -200,8 +216,8 @@ fn bind<'a>(runner: &'a Runner, gpu: &'a Gpu<'_>, case: &Case) -> Run<'a> {
         _ => first,
     };
     let check = |out: &[f32]| {
-        for (batch, head) in SAMPLES {
-            let want = reference::row(&first, &inputs, (batch, head, 0)).out;
+        for head in SAMPLES.into_iter().filter(|head| *head < s.heads) {
+            let want = reference::row(&first, &inputs, (0, head, 0)).out;
             let got = &out[(head * s.v_head_dim) as usize..][..s.v_head_dim as usize];
             for (got, want) in got.iter().zip(want) {
                 let error = (f64::from(*got) - want).abs();

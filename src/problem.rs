@@ -193,9 +193,13 @@ impl Problem {
         Self { out_dtype, ..self }
     }
 
-    /// Sets the strides of q, k, v and out to those of a common layout.
+    /// Sets the strides of q, k, v and out to those of a common layout; keys and values in pages stay as they are.
     #[must_use]
     pub fn layout(self, layout: Layout) -> Self {
+        if self.pages.is_some() {
+            let (k, v) = (self.k, self.v);
+            return Self { k, v, pages: self.pages, ..Self { pages: None, ..self }.layout(layout) };
+        }
         let Shape { heads, kv_heads, q_len, kv_len, head_dim, v_head_dim, .. } = self.shape;
         match layout {
             Layout::Bhsd => Self {
@@ -349,8 +353,9 @@ impl Problem {
     }
 
     /// Kernels, tiles and splits depend on the shape of one sequence only: its results have the same bits in every
-    /// batch. Of packed sequences only the staged kernels and the CPU
-    /// path can promise that.
+    /// batch, and those of a prompt whole, in chunks and token by token, with keys up to the last of each. What it
+    /// costs: few rows take the kernel of many. Of packed sequences only the staged kernels and the CPU path can
+    /// promise that.
     #[must_use]
     pub fn batch_invariant(self) -> Self {
         Self { batch_invariant: true, ..self }

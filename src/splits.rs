@@ -26,6 +26,9 @@ const GROWING_PART: u32 = 16;
 pub(crate) fn range_keys(launch: Launch, cores: u32) -> u32 {
     let Launch { workgroups, kv_len, growing } = launch;
     let likely = if growing { kv_len.div_ceil(GROWING_PART) } else { kv_len };
+    if is_busy(workgroups, cores) {
+        return range_of(kv_len, kv_len);
+    }
     let n = splits(workgroups, likely, cores);
     range_of(kv_len, likely.div_ceil(n).max(kv_len.div_ceil(MOST_SPLITS)))
 }
@@ -39,13 +42,19 @@ fn range_of(kv_len: u32, keys: u32) -> u32 {
     keys.max(1).next_multiple_of(KEY_TILE).min(kv_len.next_multiple_of(KEY_TILE))
 }
 
+fn slots(cores: u32) -> u64 {
+    PER_CORE * u64::from(cores.max(1))
+}
+
+/// Whether four of five slots are taken without splits.
+fn is_busy(workgroups: u64, cores: u32) -> bool {
+    workgroups * 5 >= slots(cores) * 4
+}
+
 /// The fewest ranges with which the last round of workgroups is nearly as full as it can be.
 fn splits(workgroups: u64, keys: u32, cores: u32) -> u32 {
-    let slots = PER_CORE * u64::from(cores.max(1));
+    let slots = slots(cores);
     let most = (keys / FEWEST_KEYS).clamp(1, MOST_SPLITS);
-    if workgroups * 5 >= slots * 4 {
-        return 1;
-    }
     // Thousandths of the slots that are full, over all rounds.
     let full = |n: u32| {
         let total = workgroups.max(1) * u64::from(n);
@@ -66,8 +75,9 @@ mod tests {
     #[test]
     fn a_busy_device_splits_nothing() {
         for kv_len in [1_u32, 64, 1000, 1 << 20] {
-            let all = kv_len.next_multiple_of(KEY_TILE).max(kv_len.div_ceil(MOST_SPLITS));
-            assert_eq!(keys(256, kv_len, false, 64), all);
+            for growing in [false, true] {
+                assert_eq!(keys(256, kv_len, growing, 64), kv_len.next_multiple_of(KEY_TILE));
+            }
         }
     }
 
