@@ -9,8 +9,8 @@ use support::judge::Answer;
 use support::random::Random;
 use support::target::{Target, runner};
 use wgpu_attention::{
-    Algorithm, Capabilities, DType, DeviceClass, Download, Mask, MaskFormat, Pages, Pairs, Plan,
-    Problem, Shape, wgpu,
+    Algorithm, Capabilities, DType, DeviceClass, Download, Error, Mask, MaskFormat, Pages, Pairs,
+    Plan, Problem, Shape, Strides, wgpu,
 };
 
 const CLASSES: [DeviceClass; 2] = [DeviceClass::Hardware, DeviceClass::Software];
@@ -358,4 +358,85 @@ fn wrong_pages_are_found() {
     garbage.k[first..][..32].fill(f32::NAN);
     garbage.v[first..][..32].fill(f32::INFINITY);
     assert_eq!(check(&garbage), Ok(()), "position 47 is past the length");
+}
+
+/// In host memory a page that is not the pool's is an error that names it; in a buffer it reaches nothing out of bounds,
+/// and no other sequence.
+#[test]
+fn pages_that_the_pool_does_not_have_are_found_or_stay_within_it() {
+    use wgpu::util::DeviceExt as _;
+    let shape = Shape::cross_attention(2, 2, 1, 40, 32);
+    let problem = Problem::new(shape).with_lengths(false, true).with_pages(Pages::new(11, 8));
+    let case = Case::new("pages", problem.with_lse()).sharp(8.0);
+    let mut tensors = case.tensors(0);
+    tensors.extra.kv_lens = vec![40, 33];
+    tensors.extra.block_table = (0..10).collect();
+    let mut random = Random::new(6);
+    for data in [&mut tensors.k, &mut tensors.v] {
+        data.iter_mut().for_each(|x| *x = random.unit());
+    }
+    let want = Target::Cpu.run("right", &case.problem, &tensors);
+    let mut wrong = tensors.clone();
+    wrong.extra.block_table[2] = 11;
+    for target in [Target::Auto(CLASSES[0]), Target::Auto(CLASSES[1]), Target::Cpu] {
+        let error = target.try_run(&case.problem, &wrong).expect_err("a page too many");
+        assert_eq!(error, Error::NoSuchPage { index: 2, found: 11, pages: 11 }, "{target:?}");
+        let mut short = tensors.clone();
+        short.extra.block_table.pop();
+        let error = target.try_run(&case.problem, &short).expect_err("an entry too few");
+        assert!(matches!(error, Error::Length { required: 10, actual: 9, .. }), "{error}");
+    }
+    for class in CLASSES {
+        let (device, queue, attention) = runner(class).device().expect("a GPU");
+        let buffer = |contents: &[u8]| {
+            device.create_buffer_init(&wgpu::util::BufferInitDescriptor {
+                label: None,
+                contents,
+                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
+            })
+        };
+        let floats = |data: &[f32]| buffer(bytemuck::cast_slice(data));
+        let words = |data: &[u32]| buffer(bytemuck::cast_slice(data));
+        let [q, k, v] = [&tensors.q, &tensors.k, &tensors.v].map(|data| floats(data));
+        let (out, lse) = (floats(&[f32::NAN; 2 * 2 * 32]), floats(&[f32::NAN; 4]));
+        let lens = words(&tensors.extra.kv_lens);
+        let mut pages = tensors.extra.block_table.clone();
+        pages[..5].copy_from_slice(&[u32::MAX, 1 << 31, 12, 1_000_000, 4]);
+        let table = words(&pages);
+        let plan = attention.plan(&case.problem).expect("a plan");
+        let bound =
+            wgpu_attention::Tensors::new(q.slice(..), k.slice(..), v.slice(..), out.slice(..))
+                .lse(lse.slice(..))
+                .kv_lens(lens.slice(..))
+                .block_table(table.slice(..));
+        let mut encoder = device.create_command_encoder(&Default::default());
+        attention.bind(&plan, &bound).expect("a dispatch").encode(&mut encoder);
+        let read = Download::encode(device, &mut encoder, out.slice(..));
+        queue.submit([encoder.finish()]);
+        device.poll(wgpu::PollType::wait_indefinitely()).expect("a device");
+        let got = pollster::block_on(read.read::<f32>()).expect("data");
+        assert!(got.iter().all(|x| x.is_finite()), "{class:?}");
+        let off =
+            got[64..].iter().zip(&want.out[64..]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(off < 1e-5, "{class:?}: the other sequence is off by {off}");
+    }
+}
+
+/// A pool in one buffer with another order of axes: heads outermost, or positions before heads.
+#[test]
+fn pools_have_any_strides() {
+    let shape = Shape::cross_attention(2, 4, 3, 60, 32).with_kv_heads(2);
+    let pages = Pages::new(12, 11);
+    let base = Problem::new(shape).mask(Mask::CAUSAL).with_lengths(false, true).with_lse();
+    for strides in [
+        Strides { batch: 2 * 11 * 32, head: 11 * 32, row: 32 },
+        Strides { batch: 11 * 32, head: 12 * 11 * 32 + 5, row: 32 },
+        Strides { batch: 11 * 70, head: 33, row: 70 },
+    ] {
+        let problem = base.clone().with_pages(pages).k_strides(strides).v_strides(strides);
+        judged(&Case::new("pools", problem).sharp(8.0), &fused());
+        let problem = base.clone().with_pages(pages).k_strides(strides).v_strides(strides);
+        let staged = [Target::Staged(CLASSES[0]), Target::Staged(CLASSES[1]), Target::Cpu];
+        judged(&Case::new("pools", problem).sharp(8.0), &staged);
+    }
 }
