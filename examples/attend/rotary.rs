@@ -224,7 +224,13 @@ impl Turning<'_> {
             let batch = u32::try_from(group.len()).expect("sequences are counted by 32 bits");
             let shape = Shape::cross_attention(batch, heads, len, 1, dim);
             let embedding = RotaryEmbedding::new(self.rotary, shape).dtype(dtype).with_offsets();
-            let inputs = RotaryInputs { x: &x, cos, sin, pos_offsets: &pos_offsets };
+            let inputs = RotaryInputs {
+                x: &x,
+                cos,
+                sin,
+                pos_offsets: &pos_offsets,
+                ..RotaryInputs::default()
+            };
             let turned = if self.call.backend == Backend::Reference {
                 embedding.validate().map_err(|error| error.to_string())?;
                 let exact = reference::rotary_embedding(&embedding, &inputs);
