@@ -9,8 +9,8 @@ use safetensors::Dtype;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 use support::files::{
-    Tensor, answers, attend, bias, close, f32s, file, floats, i32s, mask, program, read, refuses,
-    values, with, within, write,
+    Tensor, answers, attend, bias, close, f32s, few, file, floats, i32s, mask, program, read,
+    refuses, values, with, within, write,
 };
 
 /// 2 sequences, 6 heads on 3, 11 queries, 17 keys, 20 and 12 wide.
@@ -56,12 +56,6 @@ fn calls() -> Vec<(&'static str, Vec<Tensor>)> {
         ("--dtype f16 --causal bottom-right", vec![]),
         ("--dtype bf16 --window-left 5", vec![bias(Dtype::F32, &[1, 1, 11, 17], 4)]),
     ]
-}
-
-/// Slow software drivers compile for seconds.
-fn few<T>(all: &[T]) -> &[T] {
-    let small = std::env::var("WGPU_ATTENTION_TEST").is_ok_and(|catalogue| catalogue == "small");
-    &all[..if small { 2 } else { all.len() }]
 }
 
 /// One unit in the last place of the storage type of out: twice what rounding costs.

@@ -8,7 +8,8 @@ use safetensors::Dtype;
 use std::ops::Range;
 use support::case::Case;
 use support::files::{
-    Tensor, answers, attend, f32s, file, floats, i32s, mask, read, refuses, values, with, write,
+    Tensor, answers, attend, f32s, few, file, floats, i32s, mask, read, refuses, values, with,
+    write,
 };
 use support::random::Random;
 use wgpu_attention::{DType, Mask, MaskFormat, Pages, Pairs, Problem, Shape, reference};
@@ -224,14 +225,15 @@ fn paged(tensors: &[Tensor], options: &str) -> Vec<Sequence> {
 #[test]
 fn pages_are_the_keys_in_the_order_of_the_table() {
     let hidden = mask(Dtype::BOOL, &[2, 1, 4, 12], 4);
-    for (options, extra) in [
+    let all = [
         ("--causal bottom-right --window-left 4", vec![]),
         ("", vec![]),
         ("--causal top-left --dtype f16", vec![]),
         ("--causal bottom-right --dtype bf16", vec![]),
         ("--window-left 2", vec![i32s("diag_offset", &[3, -1])]),
         ("", vec![hidden.clone()]),
-    ] {
+    ];
+    for (options, extra) in few(&all).iter().cloned() {
         let tensors = [pages(), extra.clone()].concat();
         let mut sequences = paged(&tensors, options);
         for (b, sequence) in sequences.iter_mut().enumerate() {
@@ -294,13 +296,14 @@ fn tables(tensors: &[Tensor]) -> [Vec<Vec<f64>>; 2] {
 
 #[test]
 fn a_cache_is_appended_to_and_written_back() {
-    for (options, rotary) in [
+    let all = [
+        ("--causal bottom-right --rotary half", Some((9, 3, true))),
         ("--causal bottom-right", None),
         ("--dtype f16 --window-left 3", None),
-        ("--causal bottom-right --rotary half", Some((9, 3, true))),
         ("--rotary interleaved --dtype bf16", Some((12, 4, false))),
         ("--causal top-left --rotary interleaved", Some((9, 1, false))),
-    ] {
+    ];
+    for (options, rotary) in few(&all).iter().cloned() {
         let mut tensors = cache();
         tensors
             .extend(rotary.into_iter().flat_map(|(positions, pairs, _)| cos_sin(positions, pairs)));
@@ -392,7 +395,7 @@ fn queries_and_keys_are_turned_by_their_positions() {
             quiet("v", &[2, 2, 9, 6], 3),
         ]
     };
-    for (options, positions, extra) in [
+    let all = [
         ("--rotary half --causal bottom-right", 9, vec![]),
         ("--rotary interleaved", 9, vec![]),
         ("--rotary half --causal top-left --dtype f16", 9, vec![]),
@@ -404,7 +407,8 @@ fn queries_and_keys_are_turned_by_their_positions() {
             vec![i32s("q_lens", &[5, 0]), i32s("kv_lens", &[7, 3])],
         ),
         ("--rotary half", 8, vec![i32s("q_lens", &[2, 1]), i32s("kv_lens", &[8, 1])]),
-    ] {
+    ];
+    for (options, positions, extra) in few(&all).iter().cloned() {
         let half = options.contains("half");
         let tensors =
             [plain(), cos_sin(positions, if half { 4 } else { 3 }).to_vec(), extra.clone()]
