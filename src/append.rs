@@ -84,6 +84,8 @@ pub struct Append {
     pub rotary: Option<Rotary>,
     /// `new_lens` are given; without them every sequence has `new_len` rows.
     pub new_lens: bool,
+    /// `kv_lens` count the new rows already.
+    pub counted: bool,
 }
 
 /// A cache in host memory and what is appended to it. What an [`Append`] does not ask for is left empty.
@@ -104,6 +106,8 @@ pub struct AppendInputs<'a> {
     pub kv_lens: &'a [u32],
     /// `[batch]`: new rows of each sequence.
     pub new_lens: &'a [u32],
+    /// `[batch]`, of a [counted](Append::counted) append: a sequence of which it is not 0 is left as it is. Empty: all 0.
+    pub append_status: &'a [u32],
     /// `[batch, ceil(capacity / page_len)]`.
     pub block_table: &'a [u32],
     /// `[positions, rotary_dim / 2]`.
@@ -133,6 +137,7 @@ impl Append {
             pages: None,
             rotary: None,
             new_lens: false,
+            counted: false,
         }
     }
 
@@ -194,6 +199,75 @@ impl Append {
     #[must_use]
     pub const fn with_new_lens(self) -> Self {
         Self { new_lens: true, ..self }
+    }
+
+    /// `kv_lens` count the new rows already, because another append has advanced them: row `i` of `n` goes to
+    /// `kv_lens[b] - n + i`, and no length grows. `append_status` is that append's: a sequence of which it is not 0 is
+    /// left as it is, as it was there.
+    ///
+    /// So layers that share their lengths append: the first advances them, the others are counted.
+    ///
+    /// ```
+    /// use wgpu_attention::{Append, Attention, Layout, Mask, Problem, Rotary, RotaryEmbedding};
+    /// use wgpu_attention::{RotaryPairs, Shape, Tensors, wgpu};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+    /// # let attention = Attention::new(&device);
+    /// # let buffer = |elements: u64| device.create_buffer(&wgpu::BufferDescriptor {
+    /// #     label: None,
+    /// #     size: elements * 4,
+    /// #     usage: wgpu::BufferUsages::STORAGE,
+    /// #     mapped_at_creation: false,
+    /// # });
+    /// // 4 sequences of up to 256 positions, one new token of each; 3 layers that share `kv_lens` and `append_status`.
+    /// let shape = Shape::cross_attention(4, 32, 1, 256, 64).with_kv_heads(8);
+    /// let problem = Problem::new(shape).layout(Layout::Bshd).mask(Mask::CAUSAL).with_lengths(false, true);
+    /// let rotary = Rotary::new(RotaryPairs::HalfSplit, 64, 256);
+    /// let first = Append::to_cache_of(&problem).with_rotary(rotary);
+    /// let appends = [attention.plan_append(&first)?, attention.plan_append(&first.counted())?];
+    /// // Queries are turned after the append, in every layer alike.
+    /// let turning = RotaryEmbedding::new(rotary, shape).x_strides(problem.q).out_strides(problem.q).counted();
+    /// let (turn, attend) = (attention.plan_rotary(&turning)?, attention.plan(&problem)?);
+    ///
+    /// # let (kv_lens, status, cos, sin) = (buffer(4), buffer(4), buffer(256 * 32), buffer(256 * 32));
+    /// # let (q, k_new, v_new, turned, out) = (buffer(8192), buffer(2048), buffer(2048), buffer(8192), buffer(8192));
+    /// # let caches = [(); 3].map(|()| [(); 2].map(|()| buffer(4 * 8 * 256 * 64)));
+    /// let mut layers = Vec::new();
+    /// for (layer, [k, v]) in caches.iter().enumerate() {
+    ///     let tables = Tensors::default().cos(cos.slice(..)).sin(sin.slice(..));
+    ///     let cache = Tensors::default().k(k.slice(..)).v(v.slice(..)).kv_lens(kv_lens.slice(..));
+    ///     let rows = cache.clone().k_new(k_new.slice(..)).v_new(v_new.slice(..));
+    ///     let rows = rows.append_status(status.slice(..)).cos(cos.slice(..)).sin(sin.slice(..));
+    ///     let queries = tables.x(q.slice(..)).out(turned.slice(..)).pos_offsets(kv_lens.slice(..));
+    ///     layers.push([
+    ///         attention.bind(&appends[layer.min(1)], &rows)?,
+    ///         attention.bind(&turn, &queries)?,
+    ///         attention.bind(&attend, &cache.q(turned.slice(..)).out(out.slice(..)))?,
+    ///     ]);
+    /// }
+    /// let mut encoder = device.create_command_encoder(&Default::default());
+    /// for _token in 0..3 {
+    ///     for steps in &layers {
+    ///         // What fills `q`, `k_new` and `v_new` of this layer is recorded here.
+    ///         steps.iter().for_each(|step| step.encode(&mut encoder));
+    ///     }
+    /// }
+    /// queue.submit([encoder.finish()]);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// Where a length is less than `n`, or a page is missing, nothing is written either, and `append_status` says how
+    /// many rows have no place.
+    #[must_use]
+    pub const fn counted(self) -> Self {
+        Self { counted: true, ..self }
+    }
+
+    /// Whether another append has refused sequence `b`.
+    #[cfg(feature = "runner")]
+    pub(crate) fn is_refused(&self, inputs: &AppendInputs<'_>, b: u32) -> bool {
+        self.counted && inputs.append_status.get(b as usize).is_some_and(|status| *status != 0)
     }
 
     /// Sequences, or pages, of the cache, and positions of each.
@@ -285,8 +359,19 @@ impl Append {
     ///
     /// # Errors
     /// [`Error::Length`]: of a slice that is not `[batch]`; [`Error::LengthTooLarge`]: of an entry of `new_lens`;
-    /// [`Error::CacheFull`]: a sequence has no room; [`Error::PastTables`]: the rotary tables end before it.
+    /// [`Error::CacheFull`]: a sequence has no room; [`Error::NotCounted`]: of a counted append, a length is less than
+    /// the new rows; [`Error::PastTables`]: the rotary tables end before it.
     pub fn check_lens(&self, kv_lens: &[u32], new_lens: Option<&[u32]>) -> Result<(), Error> {
+        self.check_all_lens(kv_lens, new_lens, |_| false)
+    }
+
+    /// As `check_lens`, but of sequences that another append has refused.
+    pub(crate) fn check_all_lens(
+        &self,
+        kv_lens: &[u32],
+        new_lens: Option<&[u32]>,
+        is_refused: impl Fn(usize) -> bool,
+    ) -> Result<(), Error> {
         let Self { batch, new_len, capacity, .. } = *self;
         for (tensor, lens) in [("kv_lens", Some(kv_lens)), ("new_lens", new_lens)] {
             let needed = if lens.is_some() || self.new_lens { u64::from(batch) } else { 0 };
@@ -301,6 +386,15 @@ impl Append {
                 let tensor = "new_lens";
                 return Err(Error::LengthTooLarge { tensor, index, found, max: new_len });
             }
+            if is_refused(index) {
+                continue;
+            }
+            let kv_len = if self.counted {
+                let not_counted = Error::NotCounted { index, kv_len, new_len: found };
+                kv_len.checked_sub(found).ok_or(not_counted)?
+            } else {
+                kv_len
+            };
             let len = u64::from(kv_len) + u64::from(found);
             if len > capacity.into() {
                 return Err(Error::CacheFull { index, kv_len, new_len: found, capacity });

@@ -25,6 +25,8 @@ pub(crate) struct AppendTransfer<'a> {
     /// Contents at first.
     pub(crate) caches: Vec<(Output, Data<'a>)>,
     pub(crate) kv_lens: &'a [u32],
+    /// At first.
+    pub(crate) status: Vec<u32>,
 }
 
 impl<'a> AppendTransfer<'a> {
@@ -32,14 +34,27 @@ impl<'a> AppendTransfer<'a> {
     pub(crate) fn new(append: &Append, inputs: &AppendInputs<'a>) -> Result<Self, Error> {
         append.validate()?;
         let given = append.new_lens || !inputs.new_lens.is_empty();
-        append.check_lens(inputs.kv_lens, given.then_some(inputs.new_lens))?;
+        append.check_all_lens(inputs.kv_lens, given.then_some(inputs.new_lens), |index| {
+            u32::try_from(index).is_ok_and(|b| append.is_refused(inputs, b))
+        })?;
         let Append { batch, kv_heads, new_len, head_dim, v_head_dim, dtype, kv_dtype, .. } =
             *append;
         let (cache_batch, cache_len) = append.cache_extents();
         let extent = |strides: crate::Strides, [batch, len, dim]: [u32; 3]| {
             strides.extent(batch, kv_heads, len, dim).expect("validated")
         };
-        let mut transfer = Self { inputs: Vec::new(), caches: Vec::new(), kv_lens: inputs.kv_lens };
+        let sequences = append.counted.then_some(u64::from(batch));
+        let earlier = Some(inputs.append_status).filter(|status| !status.is_empty());
+        let earlier = match earlier {
+            Some(status) => exactly(Operand::AppendStatus, status, sequences)?,
+            None => None,
+        };
+        let mut transfer = Self {
+            inputs: Vec::new(),
+            caches: Vec::new(),
+            kv_lens: inputs.kv_lens,
+            status: earlier.map_or_else(|| vec![0; inputs.kv_lens.len()], <[u32]>::to_vec),
+        };
         for (operand, data, required) in [
             (Operand::KNew, inputs.k_new, extent(append.k_new, [batch, new_len, head_dim])),
             (Operand::VNew, inputs.v_new, extent(append.v_new, [batch, new_len, v_head_dim])),
@@ -99,8 +114,10 @@ impl<'a> AppendTransfer<'a> {
 fn check_pages(append: &Append, inputs: &AppendInputs<'_>, table: &[u32]) -> Result<(), Error> {
     let Some(crate::Pages { pages, page_len }) = append.pages else { return Ok(()) };
     let row = append.table_row() as usize;
-    for (b, first) in inputs.kv_lens.iter().enumerate() {
+    let refused = |b: usize| u32::try_from(b).is_ok_and(|b| append.is_refused(inputs, b));
+    for (b, first) in inputs.kv_lens.iter().enumerate().filter(|(b, _)| !refused(*b)) {
         let new_len = inputs.new_lens.get(b).copied().unwrap_or(append.new_len);
+        let first = first - if append.counted { new_len } else { 0 };
         let taken = first / page_len..(first + new_len).div_ceil(page_len);
         for entry in taken.filter(|_| new_len > 0) {
             let index = b * row + entry as usize;
@@ -133,7 +150,13 @@ pub(crate) fn rotary_transfer<'a>(
         let bytes = bytemuck::cast_slice(offsets).to_vec();
         all.push((Operand::PosOffsets, Data::Bytes(bytes)));
     }
-    embedding.check_offsets(inputs.pos_offsets)?;
+    let lens = embedding.new_lens.then_some(u64::from(batch));
+    if let Some(lens) = exactly(Operand::NewLens, inputs.new_lens, lens)? {
+        all.push((Operand::NewLens, Data::Bytes(bytemuck::cast_slice(lens).to_vec())));
+        embedding.check_counted(inputs.pos_offsets, lens)?;
+    } else {
+        embedding.check_offsets(inputs.pos_offsets)?;
+    }
     all.retain(|(_, data)| !data.bytes().is_empty());
     let mut transfer = Transfer { inputs: all, buffers: Vec::new(), outputs: Vec::new() };
     transfer.take(Operand::Out, extent(embedding.out), out_dtype)?;

@@ -363,6 +363,16 @@ pub enum Error {
         /// Positions of the cache.
         capacity: u32,
     },
+    /// A length that is to count new rows already is less than they are.
+    #[error("sequence {index} has {kv_len} positions: {new_len} new rows are not among them")]
+    NotCounted {
+        /// Which sequence.
+        index: usize,
+        /// Its length.
+        kv_len: u32,
+        /// New rows.
+        new_len: u32,
+    },
     /// A position that the tables of a rotary embedding do not have.
     #[error("sequence {index} reaches position {pos}, cos and sin have {positions}")]
     PastTables {

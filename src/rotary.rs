@@ -105,7 +105,7 @@ impl Rotary {
 /// Turns rows into another tensor: `out[b, h, i]` is `x[b, h, i]` turned by position `pos_offsets[b] + i`.
 ///
 /// For queries before attention: of a decoding step, `kv_lens` as it was before [`Append`](crate::Append) is what
-/// `pos_offsets` has to be.
+/// `pos_offsets` has to be, or `kv_lens` as it is afterwards of one that is [`counted`](Self::counted).
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct RotaryEmbedding {
@@ -129,6 +129,10 @@ pub struct RotaryEmbedding {
     pub out: Strides,
     /// `pos_offsets` are given; without them row `i` stands at position `i`.
     pub offsets: bool,
+    /// `pos_offsets` count the rows already.
+    pub counted: bool,
+    /// `new_lens` are given; without them every sequence has `len` rows.
+    pub new_lens: bool,
 }
 
 /// What a [`RotaryEmbedding`] turns, in host memory.
@@ -143,6 +147,8 @@ pub struct RotaryInputs<'a> {
     pub sin: &'a [f32],
     /// `[batch]`, where the embedding has offsets.
     pub pos_offsets: &'a [u32],
+    /// `[batch]`, where the embedding has them: rows of each sequence.
+    pub new_lens: &'a [u32],
 }
 
 impl RotaryEmbedding {
@@ -161,6 +167,8 @@ impl RotaryEmbedding {
             x: strides,
             out: strides,
             offsets: false,
+            counted: false,
+            new_lens: false,
         }
     }
 
@@ -194,6 +202,21 @@ impl RotaryEmbedding {
         Self { offsets: true, ..self }
     }
 
+    /// `pos_offsets` say where each sequence ends: row `i` stands at `pos_offsets[b] - len + i`. They may be `kv_lens` of
+    /// after an [`Append`](crate::Append), so that all layers share them. A row before position 0 is turned as if it
+    /// stood there.
+    #[must_use]
+    pub const fn counted(self) -> Self {
+        Self { offsets: true, counted: true, ..self }
+    }
+
+    /// As [`counted`](Self::counted), of sequences that have as many rows as `new_lens` says: row `i` stands at
+    /// `pos_offsets[b] - new_lens[b] + i`.
+    #[must_use]
+    pub const fn counted_by_new_lens(self) -> Self {
+        Self { new_lens: true, ..self.counted() }
+    }
+
     /// Checks everything that can be checked without a device.
     ///
     /// # Errors
@@ -225,17 +248,40 @@ impl RotaryEmbedding {
         Ok(())
     }
 
-    /// Checks positions that are known.
+    /// Checks positions that are known, of sequences that have all of their rows.
     ///
     /// # Errors
-    /// [`Error::PastTables`].
+    /// [`Error::PastTables`]; [`Error::NotCounted`] where rows would stand before position 0.
     pub fn check_offsets(&self, pos_offsets: &[u32]) -> Result<(), Error> {
+        if self.counted {
+            return self.check_counted(pos_offsets, &[]);
+        }
         let last = u64::from(self.len.saturating_sub(1));
         let from_zero =
             vec![0; if self.offsets || self.len == 0 { 0 } else { self.batch as usize }];
         let offsets = if self.offsets && self.len > 0 { pos_offsets } else { &from_zero };
         let mut sequences = offsets.iter().enumerate();
         sequences.try_for_each(|(b, first)| self.rotary.check_pos(b, u64::from(*first) + last))
+    }
+}
+
+impl RotaryEmbedding {
+    /// Checks offsets that count rows; without `new_lens`, as many as there are.
+    pub(crate) fn check_counted(&self, ends: &[u32], new_lens: &[u32]) -> Result<(), Error> {
+        for (index, end) in ends.iter().copied().enumerate() {
+            let new_len = new_lens.get(index).copied().unwrap_or(self.len);
+            if new_len > self.len {
+                let (found, max) = (new_len, self.len);
+                return Err(Error::LengthTooLarge { tensor: "new_lens", index, found, max });
+            }
+            if new_len > end {
+                return Err(Error::NotCounted { index, kv_len: end, new_len });
+            }
+            if new_len > 0 {
+                self.rotary.check_pos(index, u64::from(end) - 1)?;
+            }
+        }
+        Ok(())
     }
 }
 

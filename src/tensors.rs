@@ -220,9 +220,10 @@ impl<'a> Tensors<'a> {
         v_new: VNew,
         /// `[batch]` u32. One past `new_len` counts as `new_len`.
         new_lens: NewLens,
-        /// `[batch]` u32, overwritten: 0 where all new rows have a place, else how many have none.
+        /// `[batch]` u32, overwritten: 0 where all new rows have a place, else how many have none. Of a counted append
+        /// read first.
         append_status: AppendStatus,
-        /// `[batch]` u32: the position of row 0 of each sequence.
+        /// `[batch]` u32: the position of row 0 of each sequence, or one past its last row where it is counted.
         pos_offsets: PosOffsets,
         /// `[positions, rotary_dim / 2]` f32: cosines of the angles of pairs.
         cos: Cos,

@@ -275,23 +275,33 @@ fn embedding(rotary: Rotary, head_dim: u32) -> RotaryEmbedding {
     RotaryEmbedding::new(rotary, Shape::cross_attention(3, 2, 5, 1, head_dim))
 }
 
-/// The rows and the offsets of an embedding.
-fn rows(embedding: &RotaryEmbedding) -> (Vec<f32>, Vec<u32>) {
+/// The rows, the offsets and the new lengths of an embedding.
+fn rows(embedding: &RotaryEmbedding) -> (Vec<f32>, Vec<u32>, Vec<u32>) {
     let RotaryEmbedding { batch, heads, len, head_dim, .. } = *embedding;
     let n = extent(embedding.x, [batch, heads, len, head_dim]);
     let mut random = Random::new(5);
     let x = (0..n).map(|_| random.unit() * 3.0).collect();
-    let offsets = if embedding.offsets { vec![0, 37, 9] } else { Vec::new() };
-    (x, offsets)
+    let first = [0, 37, 9];
+    // Of counted ones, the last sequence has rows before position 0.
+    let ends = if embedding.counted { [5, 42, 3] } else { first };
+    let offsets = if embedding.offsets { ends.to_vec() } else { Vec::new() };
+    let new_lens = if embedding.new_lens { vec![2, 5, 0] } else { Vec::new() };
+    (x, offsets, new_lens)
 }
 
 /// That bytes are the embedding of rows; `None` are bytes that were not written.
 fn check_embedding(embedding: &RotaryEmbedding, bytes: &[u8]) -> Result<(), String> {
     let RotaryEmbedding { batch, heads, len, head_dim, .. } = *embedding;
-    let (x, pos_offsets) = rows(embedding);
+    let (x, pos_offsets, new_lens) = rows(embedding);
     let x = rounded(&x, embedding.dtype);
     let (cos, sin) = tables(&embedding.rotary);
-    let inputs = RotaryInputs { x: &x, cos: &cos, sin: &sin, pos_offsets: &pos_offsets };
+    let inputs = RotaryInputs {
+        x: &x,
+        cos: &cos,
+        sin: &sin,
+        pos_offsets: &pos_offsets,
+        new_lens: &new_lens,
+    };
     let want = reference::rotary_embedding(embedding, &inputs);
     let mut written = vec![false; want.len()];
     for (b, h, i) in
@@ -316,7 +326,7 @@ fn check_embedding(embedding: &RotaryEmbedding, bytes: &[u8]) -> Result<(), Stri
 
 fn embed(on: On<'_>, embedding: &RotaryEmbedding, first: usize) -> Vec<u8> {
     let RotaryEmbedding { batch, heads, len, head_dim, dtype, out_dtype, .. } = *embedding;
-    let (x, offsets) = rows(embedding);
+    let (x, offsets, new_lens) = rows(embedding);
     let bytes = |dtype: DType| first * bits(dtype) / 8;
     let x = [vec![UNUSED; bytes(dtype)], stored(&x, dtype)].concat();
     let n = extent(embedding.out, [batch, heads, len, head_dim]);
@@ -325,6 +335,7 @@ fn embed(on: On<'_>, embedding: &RotaryEmbedding, first: usize) -> Vec<u8> {
     let (cos, sin) = tables(&embedding.rotary);
     let [cos, sin] = [cos, sin].map(|table| on.buffer(bytemuck::cast_slice(&table)));
     let offsets = on.buffer(bytemuck::cast_slice(&offsets));
+    let new_lens = on.buffer(bytemuck::cast_slice(&new_lens));
     let at = |dtype: DType| bytes(dtype) as u64;
     let mut tensors = Tensors::default()
         .x(x.slice(at(dtype)..))
@@ -333,6 +344,9 @@ fn embed(on: On<'_>, embedding: &RotaryEmbedding, first: usize) -> Vec<u8> {
         .sin(sin.slice(..));
     if embedding.offsets {
         tensors = tensors.pos_offsets(offsets.slice(..));
+    }
+    if embedding.new_lens {
+        tensors = tensors.new_lens(new_lens.slice(..));
     }
     let plan = on.attention.plan_rotary(embedding).expect("a plan");
     let dispatch = on.attention.bind(&plan, &tensors).expect("buffers");
@@ -351,6 +365,8 @@ fn rows_are_turned_by_their_positions() {
                 (0, plain.with_offsets()),
                 (3, plain.with_offsets().x_strides(Strides::bshd(2, 5, 40))),
                 (1, plain.out_strides(apart)),
+                (0, plain.counted()),
+                (2, plain.counted_by_new_lens()),
             ] {
                 for on in devices() {
                     let got = embed(on, &embedding, first);
@@ -436,9 +452,15 @@ fn rows_in_host_memory_are_turned() {
         for (dtype, offsets) in [(DType::F32, true), (DType::F16, true), (DType::BF16, false)] {
             let plain = embedding(rotary(pairs, 24), 40).dtype(dtype);
             let embedding = if offsets { plain.with_offsets() } else { plain };
-            let (x, pos_offsets) = rows(&embedding);
+            let (x, pos_offsets, new_lens) = rows(&embedding);
             let (cos, sin) = tables(&embedding.rotary);
-            let inputs = RotaryInputs { x: &x, cos: &cos, sin: &sin, pos_offsets: &pos_offsets };
+            let inputs = RotaryInputs {
+                x: &x,
+                cos: &cos,
+                sin: &sin,
+                pos_offsets: &pos_offsets,
+                new_lens: &new_lens,
+            };
             for runner in [runner(DeviceClass::Software), &Runner::cpu()] {
                 let got = runner.rotary_embedding(&embedding, &inputs).expect("within the tables");
                 assert_eq!(check_embedding(&embedding, &stored(&got, dtype)), Ok(()));
@@ -633,9 +655,10 @@ fn host_tensors_are_checked() {
         }
     }
     let embedding = embedding(rotary(RotaryPairs::HalfSplit, 32), 32).with_offsets();
-    let (x, _) = rows(&embedding);
+    let (x, ..) = rows(&embedding);
     let (cos, sin) = tables(&embedding.rotary);
-    let inputs = RotaryInputs { x: &x, cos: &cos, sin: &sin, pos_offsets: &[0, 59, 60] };
+    let inputs =
+        RotaryInputs { x: &x, cos: &cos, sin: &sin, pos_offsets: &[0, 59, 60], new_lens: &[] };
     for runner in [runner(DeviceClass::Software), &Runner::cpu()] {
         let got = runner.rotary_embedding(&embedding, &inputs);
         assert_eq!(got, Err(Error::PastTables { index: 2, pos: 64, positions: 64 }));

@@ -2,96 +2,16 @@
 
 #![cfg(feature = "cpu")]
 
+mod support;
+
 use half::{bf16, f16};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::Dtype;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-
-/// Where cargo puts examples when it builds tests.
-fn program() -> PathBuf {
-    let test = std::env::current_exe().expect("a test is a file");
-    let folder = test.parent().and_then(Path::parent).expect("target/PROFILE/deps/TEST");
-    let program = folder.join("examples/attend");
-    assert!(program.exists(), "{} is not built: `cargo build --examples`", program.display());
-    program
-}
-
-fn attend(arguments: &str) -> Output {
-    Command::new(program())
-        .args(arguments.split_whitespace())
-        .current_dir(env!("CARGO_TARGET_TMPDIR"))
-        .output()
-        .expect("it runs")
-}
-
-fn file(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
-}
-
-fn values(n: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed;
-    (0..n)
-        .map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            f32::from((state >> 16) as u16 as i16) / 8192.0
-        })
-        .collect()
-}
-
-type Tensor = (&'static str, Dtype, Vec<usize>, Vec<u8>);
-
-fn f32s(name: &'static str, shape: &[usize], seed: u32) -> Tensor {
-    floats(name, Dtype::F32, shape, &values(shape.iter().product(), seed))
-}
-
-fn floats(name: &'static str, dtype: Dtype, shape: &[usize], data: &[f32]) -> Tensor {
-    let bytes = match dtype {
-        Dtype::F16 => data.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
-        Dtype::BF16 => data.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
-        _ => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
-    };
-    assert_eq!(shape.iter().product::<usize>(), data.len(), "{name}");
-    (name, dtype, shape.into(), bytes)
-}
-
-/// A bias, whose largest values are -inf.
-fn bias(dtype: Dtype, shape: &[usize], seed: u32) -> Tensor {
-    let data = values(shape.iter().product(), seed);
-    let hide = |x: &f32| if *x > 3.0 { f32::NEG_INFINITY } else { *x };
-    floats("bias", dtype, shape, &data.iter().map(hide).collect::<Vec<_>>())
-}
-
-/// Three of four pairs attend.
-fn mask(dtype: Dtype, shape: &[usize], seed: u32) -> Tensor {
-    let data = values(shape.iter().product(), seed);
-    // Whatever is not 0 is true.
-    let shown = if dtype == Dtype::U8 { 7 } else { 1 };
-    let bytes = data.iter().map(|x| if *x > -2.0 { shown } else { 0 }).collect();
-    ("mask", dtype, shape.into(), bytes)
-}
-
-fn i32s(name: &'static str, data: &[i32]) -> Tensor {
-    let bytes = data.iter().flat_map(|x| x.to_le_bytes()).collect();
-    (name, Dtype::I32, vec![data.len()], bytes)
-}
-
-fn write(name: &str, tensors: &[Tensor]) {
-    let views = tensors.iter().map(|(name, dtype, shape, data)| {
-        (*name, TensorView::new(*dtype, shape.clone(), data).expect("a tensor"))
-    });
-    let bytes = safetensors::serialize(views, None).expect("a file");
-    std::fs::write(file(name), bytes).expect("written");
-}
-
-fn read(name: &str, tensor: &str) -> (Vec<usize>, Vec<f32>) {
-    let bytes = std::fs::read(file(name)).expect("written");
-    let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
-    let view = tensors.tensor(tensor).expect("the tensor");
-    assert_eq!(view.dtype(), Dtype::F32, "{tensor}");
-    let data = view.data().as_chunks().0.iter().copied().map(f32::from_le_bytes).collect();
-    (view.shape().to_vec(), data)
-}
+use std::process::{Command, Stdio};
+use support::files::{
+    Tensor, answers, attend, bias, close, f32s, few, file, floats, i32s, mask, program, read,
+    refuses, values, with, within, write,
+};
 
 /// 2 sequences, 6 heads on 3, 11 queries, 17 keys, 20 and 12 wide.
 fn qkv() -> Vec<Tensor> {
@@ -100,35 +20,6 @@ fn qkv() -> Vec<Tensor> {
         f32s("k", &[2, 3, 17, 20], 2),
         f32s("v", &[2, 3, 17, 12], 3),
     ]
-}
-
-fn answers(arguments: &str) {
-    let got = attend(arguments);
-    let message = String::from_utf8_lossy(&got.stderr);
-    assert_eq!(got.status.code(), Some(0), "{arguments}: {message}");
-}
-
-/// Exit status 2, one line that says `what`, and nothing written.
-fn refuses(arguments: &str, what: &str) {
-    let out = file("refused-out");
-    let _ = std::fs::remove_file(&out);
-    let got = attend(&format!("{arguments} refused-out"));
-    let message = String::from_utf8_lossy(&got.stderr);
-    assert_eq!(got.status.code(), Some(2), "{arguments}: {message}");
-    // Drivers may write there too.
-    let lines: Vec<_> = message.lines().filter(|line| line.starts_with("attend: ")).collect();
-    assert_eq!(lines.len(), 1, "{arguments}: {message}");
-    assert!(lines[0].contains(what), "{arguments}: {message} lacks {what}");
-    assert!(!out.exists(), "{arguments}: wrote {}", out.display());
-}
-
-fn close(a: &[f32], b: &[f32]) -> bool {
-    within(2e-5, a, b)
-}
-
-fn within(tolerance: f32, a: &[f32], b: &[f32]) -> bool {
-    let near = |a: &f32, b: &f32| a == b || (a - b).abs() < tolerance * b.abs().max(1.0);
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| near(a, b))
 }
 
 /// What calls can ask and give, without q, k and v.
@@ -167,12 +58,6 @@ fn calls() -> Vec<(&'static str, Vec<Tensor>)> {
     ]
 }
 
-/// Slow software drivers compile for seconds.
-fn few<T>(all: &[T]) -> &[T] {
-    let small = std::env::var("WGPU_ATTENTION_TEST").is_ok_and(|catalogue| catalogue == "small");
-    &all[..if small { 2 } else { all.len() }]
-}
-
 /// One unit in the last place of the storage type of out: twice what rounding costs.
 fn tolerance(options: &str) -> f32 {
     match options {
@@ -197,6 +82,7 @@ fn every_backend_gives_the_reference() {
             ("--backend cpu", matrix.as_str()),
             ("--algorithm staged", &matrix),
             ("--algorithm flash", without),
+            ("--algorithm split", without),
             ("--algorithm auto --limits default", without),
         ] {
             answers(&format!("{options} {way} all-in all-out"));
@@ -349,8 +235,13 @@ fn packed_sequences_are_calls_of_their_own() {
                 (0..6).flat_map(|h| &lse.1[h * 13..][q0..q1]).copied().collect();
             assert_eq!(read("part-out", "lse").1, columns, "{options} {b}");
         }
-        for way in ["--backend cpu", "--algorithm staged", "--algorithm flash", "--limits default"]
-        {
+        for way in [
+            "--backend cpu",
+            "--algorithm staged",
+            "--algorithm flash",
+            "--algorithm split",
+            "--limits default",
+        ] {
             answers(&format!("{options} {way} --layout thd packed-in packed-out"));
             let got = read("packed-out", "out");
             assert_eq!(got.0, [13, 6, 12]);
@@ -468,10 +359,10 @@ fn empty_axes_are_answered() {
 #[test]
 fn what_is_not_supported_yet_says_so() {
     write("later-in", &qkv());
-    for options in ["--dropout 0.1 --seed 1", "--rotary half", "--algorithm split"] {
+    for options in ["--dropout 0.1 --seed 1", "--seed 2"] {
         refuses(&format!("{options} later-in"), "not supported yet");
     }
-    for name in ["k_pages", "block_table", "k_cache", "cos", "d_out", "keep"] {
+    for name in ["d_out", "d_lse", "keep"] {
         let mut tensors = qkv();
         tensors.push(f32s(name, &[2], 1));
         write("later-tensor-in", &tensors);
@@ -490,7 +381,8 @@ fn bad_calls_name_what_is_wrong() {
         ("--causal sideways bad-in", "--causal"),
         ("--weights --algorithm flash bad-in", "--weights"),
         ("--scores raw --algorithm flash bad-in", "--scores"),
-        ("--scores raw --algorithm split bad-in", "split"),
+        ("--scores raw --algorithm split bad-in", "--scores"),
+        ("--weights --algorithm split bad-in", "--weights"),
         ("--scores some bad-in", "--scores"),
         ("--weights --layout thd bad-in", "--weights"),
         ("--scores biased --layout thd bad-in", "--scores"),
@@ -508,13 +400,6 @@ fn bad_calls_name_what_is_wrong() {
     }
     std::fs::write(file("garbage-in"), b"no tensors here").expect("written");
     refuses("garbage-in", "garbage-in");
-}
-
-/// A file's tensors with one of them changed, added or, of none, left out.
-fn with(all: Vec<Tensor>, name: &str, tensor: Option<Tensor>) -> Vec<Tensor> {
-    let mut tensors: Vec<_> = all.into_iter().filter(|(other, ..)| *other != name).collect();
-    tensors.extend(tensor);
-    tensors
 }
 
 #[test]
@@ -617,7 +502,7 @@ fn many_calls_are_answered_line_by_line() {
     let starts: Vec<_> = text.lines().map(|line| line.split(':').next().expect("a part")).collect();
     let expected = ["ok 1", "error 2", "error 3", "ok 4", "error 5", "error 6", "ok 7"];
     assert_eq!(starts, expected, "{text}");
-    assert!(text.contains("--rotary is not supported yet"), "{text}");
+    assert!(text.contains("tensor cos is missing"), "{text}");
     for (out, written) in [(1, true), (2, false), (3, true), (4, false), (5, true)] {
         assert_eq!(file(&format!("jobs-out{out}")).exists(), written, "jobs-out{out}");
     }
@@ -718,6 +603,7 @@ fn bad_partial_results_are_named() {
         "--window-right 2",
         "--scale 1",
         "--softcap 3",
+        "--rotary half",
         "--algorithm flash",
         "--weights",
         "--scores raw",

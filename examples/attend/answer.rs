@@ -5,9 +5,7 @@ use crate::options::{Axes, Backend, Call};
 use crate::progress::shown;
 use crate::tensors::{Contents, Parts, write};
 use safetensors::SafeTensors;
-use wgpu_attention::{
-    DType, Error, Inputs, Outputs, Problem, Runner, RunnerOptions, Shape, reference,
-};
+use wgpu_attention::{DType, Error, Inputs, Problem, Runner, RunnerOptions, Shape, reference};
 
 /// Runners, made at their first use and kept.
 pub(crate) struct Machines {
@@ -36,11 +34,11 @@ impl Machines {
     }
 
     /// What `run` gives on the GPU or the CPU path.
-    pub(crate) fn run(
+    pub(crate) fn run<T>(
         &mut self,
         backend: Backend,
-        run: impl FnOnce(&Runner) -> std::result::Result<Outputs, Error>,
-    ) -> Result<Outputs> {
+        run: impl FnOnce(&Runner) -> std::result::Result<T, Error>,
+    ) -> Result<T> {
         let runner = if backend == Backend::Cpu { &self.cpu } else { self.gpu()? };
         run(runner).map_err(|error| {
             if matches!(error, Error::DeviceLost(_)) {
@@ -68,8 +66,10 @@ impl Call {
             return self.merge(parts, output, machines);
         }
         let mut contents = Contents::read(&file)?;
-        let problem = self.problem(&contents)?;
+        let mut problem = self.problem(&contents)?;
         contents.round(problem.dtype);
+        self.turn(&mut problem, &mut contents, machines)?;
+        self.append(&problem, &mut contents, machines)?;
         let answer = self.compute(&problem, &contents.inputs(), machines)?;
 
         let Shape { batch, heads, q_len, kv_len, v_head_dim, .. } = problem.shape;
@@ -87,6 +87,7 @@ impl Call {
         for (name, matrix) in [("weights", answer.weights), ("scores", answer.scores)] {
             tensors.extend(matrix.map(|data| (name, sizes(&[batch, heads, q_len, kv_len]), data)));
         }
+        tensors.extend(contents.cache());
         write(output, &tensors)
     }
 

@@ -3,10 +3,13 @@
 //! `attend [OPTIONS] IN.safetensors OUT.safetensors`, or `attend [OPTIONS] --jobs FILE` for many calls.
 
 mod answer;
+mod cache;
+mod keys;
 mod merge;
 mod options;
 mod progress;
 mod question;
+mod rotary;
 mod tensors;
 
 use answer::Machines;

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use std::str::FromStr;
-use wgpu_attention::{Algorithm, DType, Diagonal, ScoreStage};
+use wgpu_attention::{Algorithm, DType, Diagonal, RotaryPairs, ScoreStage};
 
 /// One process: a call, or many of them from a file.
 pub(crate) struct Command {
@@ -42,6 +42,7 @@ pub(crate) struct Call {
     pub(crate) window_right: Option<u32>,
     pub(crate) scale: Option<f32>,
     pub(crate) softcap: Option<f32>,
+    pub(crate) rotary: Option<RotaryPairs>,
     pub(crate) dtype: Option<DType>,
     pub(crate) algorithm: Algorithm,
     pub(crate) backend: Backend,
@@ -105,6 +106,11 @@ impl Call {
             "--window-right" => self.window_right = Some(number(argument, &value()?)?),
             "--scale" => self.scale = Some(number(argument, &value()?)?),
             "--softcap" => self.softcap = Some(number(argument, &value()?)?),
+            "--rotary" => {
+                let pairs =
+                    [("half", RotaryPairs::HalfSplit), ("interleaved", RotaryPairs::Interleaved)];
+                self.rotary = Some(choice(argument, &value()?, &pairs)?);
+            }
             "--dtype" => {
                 let types = [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)];
                 self.dtype = Some(choice(argument, &value()?, &types)?);
@@ -135,7 +141,7 @@ impl Call {
                 ];
                 self.scores = Some(choice(argument, &value()?, &stages)?);
             }
-            "--dropout" | "--seed" | "--rotary" => {
+            "--dropout" | "--seed" => {
                 value()?;
                 return Err(unsupported(argument));
             }
@@ -154,12 +160,14 @@ impl Call {
         if self.backend != Backend::Gpu && self.algorithm != Algorithm::Auto {
             return Err("--algorithm is for --backend gpu alone".to_owned());
         }
-        if self.algorithm == Algorithm::Split {
-            return Err(unsupported("--algorithm split"));
-        }
+        let fused = match self.algorithm {
+            Algorithm::Flash => Some("flash"),
+            Algorithm::Split => Some("split"),
+            _ => None,
+        };
         for (option, given) in [("--weights", self.weights), ("--scores", self.scores.is_some())] {
-            if given && self.algorithm == Algorithm::Flash {
-                return Err(format!("{option}: --algorithm flash does not give them"));
+            if let Some(fused) = fused.filter(|_| given) {
+                return Err(format!("{option}: --algorithm {fused} does not give them"));
             }
             if given && self.axes == Axes::Thd {
                 return Err(format!("{option}: --layout thd does not give them"));

@@ -1,6 +1,7 @@
 //! What options and tensors together ask: one problem and its inputs.
 
 use crate::Result;
+use crate::keys::Keys;
 use crate::options::{Axes, Call};
 use crate::tensors::{Contents, Tensor};
 use wgpu_attention::{Diagonal, Inputs, Layout, Mask, MaskFormat, Pairs, Problem, Shape, Slopes};
@@ -20,13 +21,18 @@ impl Call {
         problem.softcap = self.softcap;
         problem.weights = self.weights;
         problem.scores = self.scores;
+        if let Some(pages) = contents.pages() {
+            problem = problem.with_pages(pages);
+        }
         let problem = contents.in_problem(problem)?;
         problem.validate().map_err(|error| error.to_string())?;
+        self.check_positions(&problem, contents)?;
         Ok(problem)
     }
 
     /// Some tensors are for packed sequences alone, some for others.
     fn check_company(&self, contents: &Contents) -> Result<()> {
+        contents.check_keys(self.axes)?;
         let packed = self.axes == Axes::Thd;
         for (name, given) in [
             ("cu_seqlens_q", contents.cu_seqlens_q.is_some()),
@@ -58,18 +64,25 @@ impl Call {
             None => 0,
         };
         let [batch, heads, q_len, head_dim] = self.axes_of(q, sequences)?;
-        let [k_batch, kv_heads, kv_len, k_dim] = self.axes_of(k, sequences)?;
-        let [v_batch, v_heads, v_len, v_head_dim] = self.axes_of(v, sequences)?;
+        let of_keys = |tensor| match &contents.keys {
+            Keys::Pages { block_table } => block_table.axes_of(tensor, batch),
+            _ => self.axes_of(tensor, sequences),
+        };
+        let [k_batch, kv_heads, kv_len, k_dim] = of_keys(k)?;
+        let [v_batch, v_heads, v_len, v_head_dim] = of_keys(v)?;
         for (what, tensor, found, needed) in [
-            ("batch", "k", k_batch, batch),
-            ("batch", "v", v_batch, batch),
-            ("heads", "v", v_heads, kv_heads),
-            ("length", "v", v_len, kv_len),
-            ("head_dim", "k", k_dim, head_dim),
+            ("batch", k.name, k_batch, batch),
+            ("batch", v.name, v_batch, batch),
+            ("heads", v.name, v_heads, kv_heads),
+            ("length", v.name, v_len, kv_len),
+            ("head_dim", k.name, k_dim, head_dim),
         ] {
             if found != needed {
                 return Err(format!("tensor {tensor}: {what} is {found}, needed is {needed}"));
             }
+        }
+        if let Keys::Cache(cache) = &contents.keys {
+            cache.check([batch, q_len, kv_heads], [head_dim, v_head_dim], kv_len)?;
         }
         Ok(Shape::cross_attention(batch, heads, q_len, kv_len, head_dim)
             .with_kv_heads(kv_heads)
@@ -132,6 +145,7 @@ impl Contents {
                 lens.check_lengths(max)?;
             }
         }
+        self.check_table(&problem)?;
         for (starts, total) in [(&self.cu_seqlens_q, q_len), (&self.cu_seqlens_k, kv_len)] {
             if let Some(starts) = starts {
                 starts.check_starts(batch, total)?;
@@ -158,6 +172,7 @@ impl Contents {
             .kv_lens(data(&self.kv_lens))
             .cu_seqlens_q(data(&self.cu_seqlens_q))
             .cu_seqlens_k(data(&self.cu_seqlens_k))
+            .block_table(self.keys.block_table())
     }
 }
 

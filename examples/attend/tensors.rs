@@ -1,6 +1,7 @@
 //! Tensors of a safetensors file, as numbers.
 
 use crate::Result;
+use crate::keys::Keys;
 use crate::options::unsupported;
 use half::{bf16, f16};
 use safetensors::tensor::TensorView;
@@ -10,8 +11,11 @@ use wgpu_attention::DType;
 /// What an input file holds.
 pub(crate) struct Contents {
     pub(crate) q: Tensor<f32>,
+    /// Keys: a sequence's own, those of a pool's pages, or those of a cache.
     pub(crate) k: Tensor<f32>,
+    /// Values, in the same way.
     pub(crate) v: Tensor<f32>,
+    pub(crate) keys: Keys,
     pub(crate) mask: Option<Tensor<bool>>,
     pub(crate) bias: Option<Tensor<f32>>,
     pub(crate) alibi_slopes: Option<Tensor<f32>>,
@@ -21,6 +25,8 @@ pub(crate) struct Contents {
     pub(crate) kv_lens: Option<Tensor<u32>>,
     pub(crate) cu_seqlens_q: Option<Tensor<u32>>,
     pub(crate) cu_seqlens_k: Option<Tensor<u32>>,
+    pub(crate) cos: Option<Tensor<f32>>,
+    pub(crate) sin: Option<Tensor<f32>>,
 }
 
 /// A tensor in host memory.
@@ -28,14 +34,13 @@ pub(crate) struct Tensor<T> {
     pub(crate) name: &'static str,
     pub(crate) shape: Vec<u32>,
     /// As the file stores it.
-    dtype: Dtype,
+    pub(crate) dtype: Dtype,
     pub(crate) data: Vec<T>,
 }
 
+/// What a file may hold wherever its keys and values come from.
 const READ: [&str; 12] = [
     "q",
-    "k",
-    "v",
     "mask",
     "bias",
     "alibi_slopes",
@@ -45,62 +50,57 @@ const READ: [&str; 12] = [
     "kv_lens",
     "cu_seqlens_q",
     "cu_seqlens_k",
+    "cos",
+    "sin",
 ];
 
 /// Tensors that a file may hold, but nothing reads yet.
-const LATER: [&str; 13] = [
-    "k_pages",
-    "v_pages",
-    "block_table",
-    "k_cache",
-    "v_cache",
-    "cache_lens",
-    "k_new",
-    "v_new",
-    "cos",
-    "sin",
-    "d_out",
-    "d_lse",
-    "keep",
-];
+const LATER: [&str; 3] = ["d_out", "d_lse", "keep"];
 
-const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
+pub(crate) const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
 
 impl Contents {
     pub(crate) fn read(file: &SafeTensors<'_>) -> Result<Self> {
-        for name in names(file) {
-            if LATER.contains(&name) {
+        let names = names(file);
+        for name in &names {
+            if LATER.contains(name) {
                 return Err(unsupported(&format!("tensor {name}")));
             }
-            if !READ.contains(&name) {
+            if !READ.contains(name) && !Keys::has(name) {
                 return Err(format!("tensor {name} is unknown"));
             }
         }
+        let (k, v, keys) = Keys::read(file, &names)?;
         let floats = |name, types| Tensor::read(file, name, types, float_values);
-        let needed =
-            |name| floats(name, &FLOATS)?.ok_or_else(|| format!("tensor {name} is missing"));
         let integers = |name| Tensor::read(file, name, &[Dtype::I32], integer_values);
         let counts = |name| integers(name)?.map(Tensor::counts).transpose();
         Ok(Self {
-            q: needed("q")?,
-            k: needed("k")?,
-            v: needed("v")?,
+            q: Tensor::needed(file, "q", &FLOATS, float_values)?,
+            k,
+            v,
             mask: Tensor::read(file, "mask", &[Dtype::BOOL, Dtype::U8], truth_values)?,
             bias: floats("bias", &FLOATS)?,
             alibi_slopes: floats("alibi_slopes", &[Dtype::F32])?,
             sinks: floats("sinks", &[Dtype::F32])?,
             diag_offset: integers("diag_offset")?,
             q_lens: counts("q_lens")?,
-            kv_lens: counts("kv_lens")?,
+            kv_lens: keys.lens(counts("kv_lens")?)?,
             cu_seqlens_q: counts("cu_seqlens_q")?,
             cu_seqlens_k: counts("cu_seqlens_k")?,
+            cos: floats("cos", &[Dtype::F32])?,
+            sin: floats("sin", &[Dtype::F32])?,
+            keys,
         })
     }
 
-    /// Rounds q, k and v to a storage type.
+    /// Rounds queries, keys and values to a storage type.
     pub(crate) fn round(&mut self, dtype: DType) {
         for tensor in [&mut self.q, &mut self.k, &mut self.v] {
             round(&mut tensor.data, dtype);
+        }
+        if let Keys::Cache(cache) = &mut self.keys {
+            round(&mut cache.k_new.data, dtype);
+            round(&mut cache.v_new.data, dtype);
         }
     }
 }
@@ -121,17 +121,14 @@ impl Parts {
             return Ok(None);
         }
         for name in names {
-            if READ.contains(&name) || LATER.contains(&name) {
+            if READ.contains(&name) || LATER.contains(&name) || Keys::has(name) {
                 return Err(format!("tensor {name} does not go with partial results"));
             }
             if !PARTS.contains(&name) {
                 return Err(format!("tensor {name} is unknown"));
             }
         }
-        let needed = |name| {
-            Tensor::read(file, name, &[Dtype::F32], float_values)?
-                .ok_or_else(|| format!("tensor {name} is missing"))
-        };
+        let needed = |name| Tensor::needed(file, name, &[Dtype::F32], float_values);
         Ok(Some(Self { out_parts: needed("out_parts")?, lse_parts: needed("lse_parts")? }))
     }
 }
@@ -173,6 +170,16 @@ impl<T> Tensor<T> {
         Ok(Some(Self { name, shape, dtype, data: values(&view) }))
     }
 
+    /// As `read`, of a tensor that a file must have.
+    pub(crate) fn needed(
+        file: &SafeTensors<'_>,
+        name: &'static str,
+        types: &[Dtype],
+        values: fn(&TensorView<'_>) -> Vec<T>,
+    ) -> Result<Self> {
+        Self::read(file, name, types, values)?.ok_or_else(|| format!("tensor {name} is missing"))
+    }
+
     /// An error unless the shape is this one.
     pub(crate) fn check_shape(&self, needed: &[u32]) -> Result<()> {
         if self.shape == needed {
@@ -201,7 +208,7 @@ impl Tensor<f32> {
 }
 
 impl Tensor<i32> {
-    fn counts(self) -> Result<Tensor<u32>> {
+    pub(crate) fn counts(self) -> Result<Tensor<u32>> {
         let count = |(index, n): (usize, &i32)| {
             u32::try_from(*n).map_err(|_| self.wrong(index, "at least 0"))
         };
@@ -210,7 +217,7 @@ impl Tensor<i32> {
     }
 }
 
-fn float_values(view: &TensorView<'_>) -> Vec<f32> {
+pub(crate) fn float_values(view: &TensorView<'_>) -> Vec<f32> {
     let halves = || view.data().as_chunks::<2>().0.iter().copied();
     match view.dtype() {
         Dtype::F16 => halves().map(|bytes| f16::from_le_bytes(bytes).to_f32()).collect(),
@@ -219,7 +226,7 @@ fn float_values(view: &TensorView<'_>) -> Vec<f32> {
     }
 }
 
-fn integer_values(view: &TensorView<'_>) -> Vec<i32> {
+pub(crate) fn integer_values(view: &TensorView<'_>) -> Vec<i32> {
     view.data().as_chunks().0.iter().copied().map(i32::from_le_bytes).collect()
 }
 

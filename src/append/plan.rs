@@ -77,7 +77,7 @@ impl Append {
         let batch = u64::from(self.batch);
         // Of a capacity of 0, the table has no entry.
         let pages = self.table_row() > 0;
-        let kernel = Advance { new_lens: self.new_lens, pages };
+        let kernel = Advance { new_lens: self.new_lens, pages, counted: self.counted };
         let mut bound = Vec::new();
         for (operand, words, given) in [
             (Operand::KvLens, batch, true),

@@ -32,8 +32,12 @@ pub(crate) fn append(
     for b in 0..batch {
         let kv_len = &mut out.kv_lens[b as usize];
         let new_len = inputs.new_lens.get(b as usize).copied().unwrap_or(append.new_len);
+        if append.is_refused(inputs, b) {
+            continue;
+        }
+        let first = *kv_len - if append.counted { new_len } else { 0 };
         for i in 0..new_len {
-            let pos = *kv_len + i;
+            let pos = first + i;
             let (at, slot) = append.pages.map_or((b, pos), |pages| {
                 let entry = (b * append.table_row() + pos / pages.page_len) as usize;
                 (inputs.block_table[entry], pos % pages.page_len)
@@ -50,7 +54,7 @@ pub(crate) fn append(
                 out.v[place..][..row.len()].copy_from_slice(&rounded(row, kv_dtype));
             }
         }
-        *kv_len += new_len;
+        *kv_len = first + new_len;
     }
     watcher.report(Progress { done: 1, total: 1 })?;
     Ok(out)
@@ -69,10 +73,14 @@ pub(crate) fn rotary_embedding(
     let mut out = vec![0.0; extent.and_then(|n| usize::try_from(n).ok()).expect("checked")];
     for b in 0..batch {
         let offset = inputs.pos_offsets.get(b as usize).copied().unwrap_or(0);
+        let rows = inputs.new_lens.get(b as usize).copied().unwrap_or(len);
+        let first = offset - if embedding.counted { rows } else { 0 };
         for h in 0..heads {
             for i in 0..len {
                 let mut row = line(&x, embedding.x, (b, h, i), head_dim).to_vec();
-                turn(&embedding.rotary, inputs.cos, inputs.sin, offset + i, &mut row);
+                // Rows past a sequence's own may be past the tables.
+                let pos = first.saturating_add(i).min(embedding.rotary.positions - 1);
+                turn(&embedding.rotary, inputs.cos, inputs.sin, pos, &mut row);
                 let place = start(embedding.out, (b, h, i));
                 out[place..][..row.len()].copy_from_slice(&rounded(&row, out_dtype));
             }

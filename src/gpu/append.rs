@@ -72,7 +72,8 @@ impl Gpu {
         outputs.push((kv_lens, buffer(Operand::KvLens, lens, kept)));
         outputs.retain(|(out, _)| out.elements > 0);
         // All fits, as was checked: what comes back here says nothing.
-        let status = (elements > 0).then(|| buffer(Operand::AppendStatus, lens, storage));
+        let status = bytemuck::cast_slice(&transfer.status);
+        let status = (elements > 0).then(|| buffer(Operand::AppendStatus, status, storage));
         let all = inputs.iter().map(|(operand, buffer)| (*operand, buffer));
         let all = all.chain(outputs.iter().map(|(out, buffer)| (out.operand, buffer)));
         let all = all.chain(status.iter().map(|buffer| (Operand::AppendStatus, buffer)));

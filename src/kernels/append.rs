@@ -33,7 +33,7 @@ params! {
         heads: u32, rows: u32, row_first: u32,
         x_base: u32, x_batch: u32, x_head: u32, x_row: u32,
         out_base: u32, out_batch: u32, out_head: u32, out_row: u32,
-        pos_offsets_base: u32, cos_table_base: u32, sin_table_base: u32, last_pos: u32,
+        pos_offsets_base: u32, new_lens_base: u32, counted: u32, cos_table_base: u32, sin_table_base: u32, last_pos: u32,
     }
 }
 
@@ -45,6 +45,8 @@ const THREADS: u32 = 64;
 pub(crate) struct Advance {
     pub(crate) new_lens: bool,
     pub(crate) pages: bool,
+    /// Lengths count the new rows already.
+    pub(crate) counted: bool,
 }
 
 impl From<Advance> for Kernel {
@@ -53,16 +55,18 @@ impl From<Advance> for Kernel {
             .constant("THREADS", THREADS)
             .flag("NEW_LENS", c.new_lens)
             .flag("PAGES", c.pages);
-        let mut bindings = vec![Binding::PARAMS, Binding::write("kv_lens", "u32")];
+        let kv_lens = if c.counted { Binding::read } else { Binding::write };
+        let mut bindings = vec![Binding::PARAMS, kv_lens("kv_lens", "u32")];
         for (name, given) in [("new_lens", c.new_lens), ("block_table", c.pages)] {
             let table = if given { file!("table/given.wgsl") } else { file!("table/absent.wgsl") };
             source = source.file(table.of(name));
             bindings.extend(given.then(|| Binding::read(name, "u32")));
         }
+        let lens = if c.counted { file!("lens/counted.wgsl") } else { file!("lens/advance.wgsl") };
         bindings.extend(["append_status", "admitted"].map(|name| Binding::write(name, "u32")));
         Self {
             name: "advance",
-            source: source.file(file!("kernels/advance.wgsl")),
+            source: source.file(lens).file(file!("kernels/advance.wgsl")),
             bindings,
             fields: AdvanceParams::FIELDS,
             workgroup_size: THREADS,
@@ -131,6 +135,8 @@ pub(crate) struct Rotate {
     pub(crate) dim: u32,
     pub(crate) rotary: Rotary,
     pub(crate) offsets: bool,
+    /// Offsets count as many rows as these say.
+    pub(crate) new_lens: bool,
     pub(crate) vec4: bool,
 }
 
@@ -139,11 +145,14 @@ impl From<Rotate> for Kernel {
         let (x, load) = c.x.read("x", c.vec4);
         let (out, store) = c.out.write_out(c.vec4);
         let mut bindings = vec![Binding::PARAMS, x, out];
-        bindings.extend(c.offsets.then(|| Binding::read("pos_offsets", "u32")));
-        let table = if c.offsets { file!("table/given.wgsl") } else { file!("table/absent.wgsl") };
-        let source = elements(c.x, c.out, c.dim).files(load).files(store);
-        let source =
-            add_rotary(source.file(table.of("pos_offsets")), Some(c.rotary), &mut bindings);
+        let mut source = elements(c.x, c.out, c.dim).flag("NEW_LENS", c.new_lens);
+        source = source.files(load).files(store);
+        for (name, given) in [("pos_offsets", c.offsets), ("new_lens", c.new_lens)] {
+            let table = if given { file!("table/given.wgsl") } else { file!("table/absent.wgsl") };
+            source = source.file(table.of(name));
+            bindings.extend(given.then(|| Binding::read(name, "u32")));
+        }
+        let source = add_rotary(source, Some(c.rotary), &mut bindings);
         Self {
             name: "rotate",
             source: source.file(file!("kernels/rotate.wgsl")),
@@ -191,7 +200,9 @@ pub(super) fn variants(f16: bool) -> Vec<Kernel> {
     ];
     let mut kernels: Vec<Kernel> = Vec::new();
     for (new_lens, pages) in [(false, false), (false, true), (true, false), (true, true)] {
-        kernels.push(Advance { new_lens, pages }.into());
+        for counted in [false, true] {
+            kernels.push(Advance { new_lens, pages, counted }.into());
+        }
     }
     for (i, cache) in elements.into_iter().enumerate() {
         for (j, rotary) in rotaries.into_iter().enumerate() {
@@ -201,7 +212,9 @@ pub(super) fn variants(f16: bool) -> Vec<Kernel> {
             kernels.push(Append { x, cache, dim, rotary, paged, vec4 }.into());
             if let Some(rotary) = rotary.filter(|_| i < 3) {
                 let offsets = (i + j / 2) % 2 == 0;
-                kernels.push(Rotate { x, out: cache, dim, rotary, offsets, vec4 }.into());
+                let new_lens = offsets && j == 1;
+                let rotate = Rotate { x, out: cache, dim, rotary, offsets, new_lens, vec4 };
+                kernels.push(rotate.into());
             }
         }
     }

@@ -50,10 +50,12 @@ pub fn rotary_embedding(embedding: &RotaryEmbedding, inputs: &RotaryInputs<'_>) 
     let mut out = vec![0.0; extent.and_then(|n| usize::try_from(n).ok()).expect("fits in memory")];
     for b in 0..*batch {
         let offset = if embedding.offsets { inputs.pos_offsets[b as usize] } else { 0 };
+        let rows = if embedding.new_lens { inputs.new_lens[b as usize].min(*len) } else { *len };
+        let counted = if embedding.counted { u64::from(rows) } else { 0 };
         for h in 0..*heads {
             for i in 0..*len {
                 let row = line(inputs.x, embedding.x, (b, h, i), *head_dim);
-                let position = u64::from(offset) + u64::from(i);
+                let position = (u64::from(offset) + u64::from(i)).saturating_sub(counted);
                 let row = rotated(rotary, inputs.cos, inputs.sin, position, row);
                 out[start(embedding.out, (b, h, i))..][..row.len()].copy_from_slice(&row);
             }
@@ -81,18 +83,24 @@ pub fn append(append: &Append, inputs: &AppendInputs<'_>) -> Appended {
         } else {
             append.new_len
         };
-        let places: Vec<_> = (0..new_len).map(|i| place(append, inputs, b, kv_len, i)).collect();
+        let counted = if append.counted { u64::from(new_len) } else { 0 };
+        let position = |i: u32| (u64::from(kv_len) + u64::from(i)).checked_sub(counted);
+        let places: Vec<_> = (0..new_len).map(|i| place(append, inputs, b, position(i)?)).collect();
         let lacking = places.iter().map(|place| u32::from(place.is_none())).sum();
-        all.status.push(lacking);
-        if places.contains(&None) {
+        let earlier = inputs.append_status.get(b as usize).filter(|_| append.counted);
+        let status = earlier.copied().filter(|earlier| *earlier > 0).unwrap_or(lacking);
+        all.status.push(status);
+        if status > 0 {
             continue;
         }
-        all.kv_lens[b as usize] += new_len;
+        if !append.counted {
+            all.kv_lens[b as usize] += new_len;
+        }
         for (i, place) in (0..).zip(places) {
             let (page, slot) = place.expect("all have one");
             for h in 0..append.kv_heads {
                 let k_row = line(inputs.k_new, append.k_new, (b, h, i), append.head_dim);
-                let position = u64::from(kv_len) + u64::from(i);
+                let position = position(i).expect("it has a place");
                 let k_row = match &append.rotary {
                     Some(rotary) => rotated(rotary, inputs.cos, inputs.sin, position, k_row),
                     None => wide(k_row),
@@ -106,15 +114,9 @@ pub fn append(append: &Append, inputs: &AppendInputs<'_>) -> Appended {
     all
 }
 
-/// The sequence or page, and the position in it, of new row `i`.
-fn place(
-    append: &Append,
-    inputs: &AppendInputs<'_>,
-    b: u32,
-    kv_len: u32,
-    i: u32,
-) -> Option<(u32, u32)> {
-    let position = kv_len.checked_add(i).filter(|position| *position < append.capacity)?;
+/// The sequence or page, and the position in it, of a row that stands at `position`.
+fn place(append: &Append, inputs: &AppendInputs<'_>, b: u32, position: u64) -> Option<(u32, u32)> {
+    let position = u32::try_from(position).ok().filter(|position| *position < append.capacity)?;
     let Some(pages) = append.pages else { return Some((b, position)) };
     let entry = b * append.table_row() + position / pages.page_len;
     let page = inputs.block_table[entry as usize];

@@ -29,6 +29,7 @@ impl RotaryEmbedding {
         let mut planner = Planner::new(capabilities);
         let mut known = vec![Operand::X, Operand::Out, Operand::Cos, Operand::Sin];
         known.extend(self.offsets.then_some(Operand::PosOffsets));
+        known.extend(self.new_lens.then_some(Operand::NewLens));
         if self.batch > 0 && self.len > 0 {
             self.steps(&mut planner)?;
         }
@@ -74,6 +75,7 @@ impl RotaryEmbedding {
             dim: head_dim,
             rotary,
             offsets: self.offsets,
+            new_lens: self.new_lens,
             vec4: false,
         };
         let vec4 = x.is_vec4() && out.is_vec4() && rotary.is_vec4();
@@ -84,10 +86,14 @@ impl RotaryEmbedding {
                 bytes: view.bytes(&block.batch, &block.heads, &block.q),
             };
             let mut bound = vec![bytes(&x), bytes(&out)];
-            bound.extend(self.offsets.then(|| Bound {
-                operand: Operand::PosOffsets,
-                bytes: u64::from(block.batch.start) * 4..u64::from(block.batch.end) * 4,
-            }));
+            for (operand, given) in
+                [(Operand::PosOffsets, self.offsets), (Operand::NewLens, self.new_lens)]
+            {
+                bound.extend(given.then(|| Bound {
+                    operand,
+                    bytes: u64::from(block.batch.start) * 4..u64::from(block.batch.end) * 4,
+                }));
+            }
             bound.extend(tables.clone());
             let params = RotateParams {
                 heads,
@@ -99,6 +105,7 @@ impl RotaryEmbedding {
                 out_batch: stride(self.out.batch, batch),
                 out_head: stride(self.out.head, heads),
                 out_row: stride(self.out.row, rows),
+                counted: if self.counted { self.len } else { 0 },
                 last_pos: rotary.positions - 1,
                 ..RotateParams::default()
             };

@@ -130,6 +130,8 @@ pub(crate) struct Case {
     pub(crate) v_new: Vec<f32>,
     pub(crate) kv_lens: Vec<u32>,
     pub(crate) new_lens: Vec<u32>,
+    /// What a counted append finds; empty is 0.
+    pub(crate) earlier: Vec<u32>,
     pub(crate) block_table: Vec<u32>,
     pub(crate) cos: Vec<f32>,
     pub(crate) sin: Vec<f32>,
@@ -168,20 +170,23 @@ impl Case {
         if let Some(pages) = append.pages {
             let mut order = Random::new(11).permutation(pages.pages).into_iter();
             for kv_len in kv_lens {
-                let needed = kv_len / pages.page_len
-                    ..(kv_len.saturating_add(new_len)).div_ceil(pages.page_len);
+                let first = if append.counted { kv_len - new_len } else { *kv_len };
+                let needed =
+                    first / pages.page_len..first.saturating_add(new_len).div_ceil(pages.page_len);
                 let entries = (0..append.capacity.div_ceil(pages.page_len))
                     .map(|entry| needed.contains(&entry).then(|| order.next().expect("a page")));
                 block_table.extend(entries.map(|page| page.unwrap_or(u32::MAX)));
             }
         }
         let (kv_lens, new_lens) = (kv_lens.to_vec(), Vec::new());
-        Self { append, k_new, v_new, kv_lens, new_lens, block_table, cos, sin, first: 0 }
+        let earlier = Vec::new();
+        Self { append, k_new, v_new, kv_lens, new_lens, earlier, block_table, cos, sin, first: 0 }
     }
 
     pub(crate) fn inputs<'a>(&'a self, k: &'a [f32], v: &'a [f32]) -> AppendInputs<'a> {
-        let Self { k_new, v_new, kv_lens, new_lens, block_table, cos, sin, .. } = self;
-        AppendInputs { k_new, v_new, k, v, kv_lens, new_lens, block_table, cos, sin }
+        let Self { k_new, v_new, kv_lens, new_lens, earlier, block_table, cos, sin, .. } = self;
+        let append_status = earlier;
+        AppendInputs { k_new, v_new, k, v, kv_lens, new_lens, append_status, block_table, cos, sin }
     }
 
     /// Elements of both caches.
@@ -238,7 +243,9 @@ impl Case {
         };
         let small = [&self.kv_lens, &self.new_lens, &self.block_table].map(|data| words(data));
         let [kv_lens, new_lens, table] = &small;
-        let status = words(&vec![u32::MAX; self.kv_lens.len()]);
+        let mut found = vec![if append.counted { 0 } else { u32::MAX }; self.kv_lens.len()];
+        found[..self.earlier.len()].copy_from_slice(&self.earlier);
+        let status = words(&found);
         let angles = [&self.cos, &self.sin].map(|data| {
             let bits: Vec<u32> = data.iter().map(|x| x.to_bits()).collect();
             words(&bits)

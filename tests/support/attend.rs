@@ -12,7 +12,10 @@ pub(crate) fn reproduce(case: &Case, from: &str) -> String {
     let seed = format!("only the seed says it: {from}");
     let problem = &case.problem;
     let packed = problem.lengths == Lengths::Packed;
-    let contiguous = problem.clone().layout(if packed { Layout::Bshd } else { Layout::Bhsd });
+    let mut contiguous = problem.clone().layout(if packed { Layout::Bshd } else { Layout::Bhsd });
+    if let Some(pages) = problem.pages {
+        contiguous = contiguous.with_pages(pages);
+    }
     let one_type = problem.dtype == problem.kv_dtype && problem.dtype == problem.out_dtype;
     let own_functions = problem.score_function.is_some() || problem.mask_function.is_some();
     if contiguous != *problem || !one_type || own_functions {
@@ -92,24 +95,46 @@ fn tensors(case: &Case) -> Option<Vec<Tensor>> {
             sizes(&[s.batch, heads, len, dim])
         }
     };
-    let mut tensors = vec![
-        ("q", Dtype::F32, shape(s.heads, s.q_len, s.head_dim), floats(&inputs.q)),
-        ("k", Dtype::F32, shape(s.kv_heads, s.kv_len, s.head_dim), floats(&inputs.k)),
-        ("v", Dtype::F32, shape(s.kv_heads, s.kv_len, s.v_head_dim), floats(&inputs.v)),
-    ];
     let e = &inputs.extra;
+    let mut tensors =
+        vec![("q", Dtype::F32, shape(s.heads, s.q_len, s.head_dim), floats(&inputs.q))];
+    let mut kv_lens = e.kv_lens.clone();
+    // Keys that a mask or a bias has: those of all entries of a row of the table.
+    let mut keys = s.kv_len;
+    if let Some(pages) = p.pages {
+        let entries = pages.table_len(s.kv_len);
+        keys = entries * pages.page_len;
+        let pool = |dim| sizes(&[pages.pages, pages.page_len, s.kv_heads, dim]);
+        tensors.push(("k_pages", Dtype::F32, pool(s.head_dim), floats(&inputs.k)));
+        tensors.push(("v_pages", Dtype::F32, pool(s.v_head_dim), floats(&inputs.v)));
+        let table = integers(&e.block_table);
+        tensors.push(("block_table", Dtype::I32, sizes(&[s.batch, entries]), table));
+        if kv_lens.is_empty() {
+            kv_lens = vec![s.kv_len; s.batch as usize];
+        }
+    } else {
+        tensors.push(("k", Dtype::F32, shape(s.kv_heads, s.kv_len, s.head_dim), floats(&inputs.k)));
+        tensors.push((
+            "v",
+            Dtype::F32,
+            shape(s.kv_heads, s.kv_len, s.v_head_dim),
+            floats(&inputs.v),
+        ));
+    }
     if let Some(mask) = p.boolean_mask {
         if mask.pairs != wgpu_attention::Pairs::new(mask.pairs.axes) {
             return None;
         }
-        let bytes = e.mask.iter().map(|shown| u8::from(*shown)).collect();
-        tensors.push(("mask", Dtype::BOOL, sizes(&mask.pairs.axes), bytes));
+        let (axes, mask) = widened(mask.pairs.axes, &e.mask, keys);
+        let bytes = mask.iter().map(|shown| u8::from(*shown)).collect();
+        tensors.push(("mask", Dtype::BOOL, sizes(&axes), bytes));
     }
     if let Some(bias) = p.bias {
         if bias.pairs != wgpu_attention::Pairs::new(bias.pairs.axes) {
             return None;
         }
-        tensors.push(("bias", Dtype::F32, sizes(&bias.pairs.axes), floats(&e.bias)));
+        let (axes, bias) = widened(bias.pairs.axes, &e.bias, keys);
+        tensors.push(("bias", Dtype::F32, sizes(&axes), floats(&bias)));
     }
     let slopes = if p.alibi == Some(Slopes::PerSequence) {
         sizes(&[s.batch, s.heads])
@@ -127,7 +152,7 @@ fn tensors(case: &Case) -> Option<Vec<Tensor>> {
         ("sinks", Dtype::F32, sizes(&[s.heads]), floats(&e.sinks)),
         ("diag_offset", Dtype::I32, sizes(&[s.batch]), integers(&offsets)),
         ("q_lens", Dtype::I32, sizes(&[s.batch]), integers(&e.q_lens)),
-        ("kv_lens", Dtype::I32, sizes(&[s.batch]), integers(&e.kv_lens)),
+        ("kv_lens", Dtype::I32, sizes(&[s.batch]), integers(&kv_lens)),
         ("cu_seqlens_q", Dtype::I32, sizes(&[s.batch + 1]), integers(&e.cu_seqlens_q)),
         ("cu_seqlens_k", Dtype::I32, sizes(&[s.batch + 1]), integers(&e.cu_seqlens_k)),
     ] {
@@ -136,4 +161,19 @@ fn tensors(case: &Case) -> Option<Vec<Tensor>> {
         }
     }
     Some(tensors)
+}
+
+/// Values of pairs, as many to a row as there are `keys`, unless one stands for all: what is past a length is not seen.
+fn widened<T: Clone + Default>(mut axes: [u32; 4], data: &[T], keys: u32) -> ([u32; 4], Vec<T>) {
+    let width = axes[3];
+    if width <= 1 || width == keys {
+        return (axes, data.to_vec());
+    }
+    axes[3] = keys;
+    let widen = |row: &[T]| {
+        let mut row = row.to_vec();
+        row.resize(keys as usize, T::default());
+        row
+    };
+    (axes, data.chunks(width as usize).flat_map(widen).collect())
 }

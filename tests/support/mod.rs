@@ -14,6 +14,7 @@ pub(crate) mod catalogue;
 pub(crate) mod draw;
 pub(crate) mod emulation;
 pub(crate) mod extra;
+pub(crate) mod files;
 pub(crate) mod functions;
 pub(crate) mod judge;
 pub(crate) mod random;
