@@ -102,11 +102,16 @@ fn every_number_of_rows_and_keys_agrees_with_the_definition() {
     };
     for (n, q_len) in (0..).zip([1, 2, 3, 5, 8, 11, 16]) {
         let group = [1, 4, 7, 3, 2, 1, 1][n];
+        // Each number of rows compiles kernels of its own.
+        if support::small() && !matches!(q_len, 1 | 8) {
+            continue;
+        }
         for kv_len in [1, 63, 65, 300, 1111] {
             judged(&case(q_len, group, kv_len, [(64, 64), (32, 32)][n % 2]), &fused());
         }
     }
-    for dims in [(128, 128), (40, 72), (7, 3), (256, 96), (512, 512), (1000, 4)] {
+    let dims = [(40, 72), (7, 3), (128, 128), (256, 96), (512, 512), (1000, 4)];
+    for dims in dims.into_iter().take(if support::small() { 2 } else { 6 }) {
         judged(&case(2, 3, 500, dims), &fused());
     }
 }
