@@ -5,9 +5,9 @@
 use std::fmt::{Debug, Display};
 use wgpu_attention::{
     Algorithm, Attention, BindError, Capabilities, DType, DeviceClass, Diagonal, Download,
-    DownloadError, Error, Inputs, LayerInputs, Mask, MaskFormat, Pairs, Plan, PlanError, Problem,
-    ProblemError, Runner, RunnerOptions, ScoreStage, SelfAttention, Shape, Slopes, Strides,
-    Tensors,
+    DownloadError, Error, Inputs, LayerInputs, Mask, MaskFormat, Pages, Pairs, Plan, PlanError,
+    Problem, ProblemError, Runner, RunnerOptions, ScoreStage, SelfAttention, Shape, Slopes,
+    Strides, Tensors,
 };
 
 fn says<T: Debug, E: Display>(result: Result<T, E>, message: &str) -> E {
@@ -133,7 +133,7 @@ fn options_that_are_not_built_are_refused_everywhere() {
     {
         assert_eq!(problem.validate(), Ok(()), "{what} is well-formed");
         let wanted = PlanError::NotSupported { what };
-        for algorithm in [Algorithm::Auto, Algorithm::Staged, Algorithm::Flash] {
+        for algorithm in [Algorithm::Auto, Algorithm::Staged, Algorithm::Flash, Algorithm::Split] {
             let planned = Plan::new(&problem, &Capabilities::portable(), algorithm);
             assert_eq!(says(planned, &message(what)), wanted);
         }
@@ -141,14 +141,58 @@ fn options_that_are_not_built_are_refused_everywhere() {
         assert_eq!(says(error, &message(what)), Error::Plan(wanted));
     }
     let plan = |problem, algorithm| Plan::new(&problem, &Capabilities::portable(), algorithm);
-    let error = says(plan(square(), Algorithm::Split), &message("algorithm split"));
-    assert_eq!(error, PlanError::NotSupported { what: "algorithm split" });
-    let error =
-        says(plan(square().with_weights(), Algorithm::Flash), "flash does not give weights");
-    assert_eq!(error, PlanError::AlgorithmLacks { algorithm: "flash", what: "weights" });
-    let scores = square().with_scores(ScoreStage::Raw);
-    let error = says(plan(scores, Algorithm::Flash), "flash does not give scores");
-    assert_eq!(error, PlanError::AlgorithmLacks { algorithm: "flash", what: "scores" });
+    let (weights, scores) = (square().with_weights(), square().with_scores(ScoreStage::Raw));
+    let splits = square().with_splits(2);
+    for (problem, by, algorithm, what) in [
+        (&weights, Algorithm::Flash, "flash", "weights"),
+        (&weights, Algorithm::Split, "split", "weights"),
+        (&scores, Algorithm::Flash, "flash", "scores"),
+        (&scores, Algorithm::Split, "split", "scores"),
+        (&splits, Algorithm::Flash, "flash", "splits"),
+        (&splits, Algorithm::Staged, "staged", "splits"),
+    ] {
+        let error = says(plan(problem.clone(), by), &format!("{algorithm} does not give {what}"));
+        assert_eq!(error, PlanError::AlgorithmLacks { algorithm, what });
+    }
+}
+
+/// Blocks and pages that cannot be.
+#[test]
+fn blocks_and_pages_that_do_not_fit_are_refused() {
+    let blocks = |shape: Shape| Problem::new(shape).kv_dtype(DType::Q8);
+    let whole = Shape::self_attention(1, 1, 4, 64);
+    for (problem, tensor) in [
+        (Problem::new(whole).dtype(DType::Q4), "q"),
+        (Problem::new(whole).out_dtype(DType::Q4), "out"),
+        (Problem::new(whole).with_bias(DType::Q4, Pairs::new([1, 1, 4, 4])), "bias"),
+    ] {
+        let wanted = ProblemError::Quantised { tensor, dtype: DType::Q4 };
+        let message = format!("{tensor} cannot be Q4: only k and v can");
+        ill_formed(problem, |error| *error == wanted, &message);
+    }
+    let strides = Strides { batch: 256, head: 256, row: 72 };
+    for (problem, what, found) in [
+        (blocks(Shape::self_attention(1, 1, 4, 40)), "head_dim", 40),
+        (blocks(whole.with_v_head_dim(16)), "v_head_dim", 16),
+        (blocks(whole).k_strides(strides), "the row stride of k", 72),
+        (blocks(whole).v_strides(strides), "the row stride of v", 72),
+    ] {
+        let wanted = ProblemError::PartOfBlock { what, dtype: DType::Q8, found };
+        let message =
+            format!("{what} ({found}) is no multiple of the 32 elements of a block of Q8");
+        ill_formed(problem, |error| *error == wanted, &message);
+    }
+    for (pages, axis) in [(Pages::new(0, 16), "pages"), (Pages::new(16, 0), "page_len")] {
+        let wanted = ProblemError::EmptyAxis { axis };
+        let problem = Problem::new(whole).with_pages(pages);
+        ill_formed(problem, |error| *error == wanted, &format!("{axis} is zero"));
+    }
+    let packed = Problem::packed(whole).with_pages(Pages::new(4, 16));
+    let wanted = ProblemError::PackedPairs { what: "pages" };
+    ill_formed(packed, |error| *error == wanted, "pages cannot be given for packed sequences");
+    let splits = Problem::new(whole).with_splits(0);
+    let wanted = ProblemError::EmptyAxis { axis: "splits" };
+    ill_formed(splits, |error| *error == wanted, "splits is zero");
 }
 
 /// Pairs that do not fit the shape of `square`, `[1, 2, 3, 3]`.
@@ -663,7 +707,10 @@ fn the_cpu_path_refuses_what_the_kernels_refuse() {
         let runner = Runner::cpu();
         runner.forward_with(problem, algorithm, &inputs).expect_err("refused").to_string()
     };
-    assert_eq!(refused(&problem, Algorithm::Split), "algorithm split is not supported yet");
+    assert_eq!(
+        refused(&problem.clone().with_scores(ScoreStage::Raw), Algorithm::Split),
+        "split does not give scores"
+    );
     assert_eq!(
         refused(&problem.clone().with_weights(), Algorithm::Flash),
         "flash does not give weights"
