@@ -299,7 +299,8 @@ fn no_workgroup_walks_a_million_keys() {
     let case = Case::new("very long", Problem::new(shape).with_lse());
     let rows = sampled(&shape, 3);
     let answer = Answer::for_rows(case.to_string(), &case.problem, &case.tensors(0), &rows);
-    let plan = GPU.attention(DeviceClass::Software).plan(&case.problem).expect("a plan");
+    let attention = GPU.attention(DeviceClass::Software);
+    let plan = attention.plan_with(&case.problem, Algorithm::Flash).expect("a plan");
     assert_eq!(plan.kernels().any(|name| name == "merge"), !support::small(), "{plan}");
     let got = Bound::new(DeviceClass::Software, &plan, &case).run();
     answer.check(&got).unwrap_or_else(|error| panic!("{error}"));
