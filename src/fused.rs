@@ -6,7 +6,7 @@ use crate::forward::{AttentionPlanner, Views};
 use crate::kernels::{AttentionParams, Element, Features, Kernel, Merge, Uses};
 use crate::plan::{Algorithm, Bound};
 use crate::splits::{self, Launch};
-use crate::staged::{budgeted, from_scratch, to_scratch};
+use crate::staged::{LSE_WORDS, budgeted, from_scratch, to_scratch};
 use crate::tensors::Operand;
 use crate::tuning::Tuning;
 use crate::uniforms::{narrow, tiled};
@@ -87,7 +87,7 @@ impl AttentionPlanner<'_, '_> {
         let mut chunk = Chunk::fit(&shape, limit, batch_first, &tensors)?;
         if chunk.kv < shape.kv_len || form.range_keys.is_some() {
             let splits = u64::from(form.splits(&(0..chunk.kv)));
-            let row = budgeted(u64::from(shape.v_head_dim) * splits, limit);
+            let row = budgeted(u64::from(shape.v_head_dim.max(LSE_WORDS)) * splits, limit);
             tensors.push(("partial results", Extent::Scratch { row, per_range: true }));
             chunk = Chunk::fit(&shape, limit, batch_first, &tensors)?;
         }
@@ -106,6 +106,7 @@ impl AttentionPlanner<'_, '_> {
         }
         let features = Features {
             lse: problem.lse || partial.is_some(),
+            sums: partial.is_some(),
             // Sinks join where all keys are together; partial results are f32.
             sinks: self.features.sinks && partial.is_none(),
             out: if partial.is_some() { Element::F32 } else { self.features.out },
@@ -115,6 +116,7 @@ impl AttentionPlanner<'_, '_> {
         for block in chunk.blocks(&shape) {
             let [_, heads, rows] = block.counts();
             let out_part = block.rows() * u64::from(shape.v_head_dim);
+            let lse_part = block.rows() * u64::from(LSE_WORDS);
             let mut part = 0;
             for keys in &ranges {
                 if !form.shares_keys {
@@ -130,13 +132,14 @@ impl AttentionPlanner<'_, '_> {
                 let aligned = q.is_vec4() && k.is_vec4() && v.is_vec4();
                 let vec4 = if let Some(partial) = partial {
                     params = to_scratch(params, [heads, rows, shape.v_head_dim]);
-                    (params.lse_batch, params.lse_head) = (heads * rows, rows);
+                    (params.lse_batch, params.lse_head) =
+                        (heads * rows * LSE_WORDS, rows * LSE_WORDS);
                     let slots = |operand, size: u64| {
                         let at = |part: u32| u64::from(part) * size * ELEMENT_BYTES;
                         Bound { operand, bytes: at(part)..at(part + splits) }
                     };
                     bound.push(slots(partial.out, out_part));
-                    bound.push(slots(partial.lse, block.rows()));
+                    bound.push(slots(partial.lse, lse_part));
                     part += splits;
                     aligned && shape.v_head_dim.is_multiple_of(4)
                 } else {
@@ -203,7 +206,9 @@ impl AttentionPlanner<'_, '_> {
             return flash;
         }
         if problem.batch_invariant {
-            return fewer(flash, asked.unwrap_or(INVARIANT_KEYS));
+            // One range is merged as several are: the same sums, however many keys there are.
+            let range_keys = asked.unwrap_or(INVARIANT_KEYS).min(most);
+            return Form { range_keys: Some(range_keys), ..flash };
         }
         // Rows of packed sequences share no keys.
         let together = shape.q_len.saturating_mul(shape.group_size());
@@ -226,10 +231,11 @@ impl AttentionPlanner<'_, '_> {
         let Partial { parts, .. } = partial;
         let (v_head_dim, all_keys) = (self.shape.v_head_dim, 0..self.shape.kv_len);
         let out_part = block.rows() * u64::from(v_head_dim);
+        let lse_part = block.rows() * u64::from(LSE_WORDS);
         let ([_, heads, rows], out) = (block.counts(), self.views.out);
         let params = AttentionParams {
             partial_out_part: narrow(out_part),
-            partial_lse_part: narrow(block.rows()),
+            partial_lse_part: narrow(lse_part),
             parts,
             ..from_scratch(self.params(block, &all_keys, &out), [heads, rows, v_head_dim])
         };
@@ -239,14 +245,15 @@ impl AttentionPlanner<'_, '_> {
         };
         let mut bound = vec![
             whole(partial.out, out_part),
-            whole(partial.lse, block.rows()),
+            whole(partial.lse, lse_part),
             self.queries(block, &out),
         ];
         bound.extend(self.lse(block));
         let all = self.features.clone();
         bound.extend(self.shared(&all, Uses::Sinks, block, &all_keys));
         let threads = self.tuning.row_threads;
-        let merge = Merge { features: &all, partial: Element::F32, threads, v_head_dim };
+        let merge =
+            Merge { features: &all, partial: Element::F32, sums: true, threads, v_head_dim };
         let elements = u64::from(parts) * u64::from(v_head_dim);
         let work = Work::even(block.rows(), elements * ELEMENT + u64::from(parts) * SOFTMAX);
         self.step(|_| merge.clone().into(), false, bound, work, params)

@@ -101,6 +101,7 @@ impl ProblemKey {
             buffers,
             classes: _,
             lse,
+            sums: _,
             scores,
         } = Features::of(problem, capabilities, excludes(problem));
         let mut features = Vec::new();

@@ -277,7 +277,13 @@ impl MergePlanner<'_, '_> {
                 let part = u64::from(v_head_dim) * ELEMENT + 2 * SOFTMAX;
                 work = work.saturating_add(u64::from(parts.count).saturating_mul(part));
                 let partial = Element::of(parts.dtype, native);
-                let merge = kernels::Merge { features: &features, partial, threads, v_head_dim };
+                let merge = kernels::Merge {
+                    features: &features,
+                    partial,
+                    sums: false,
+                    threads,
+                    v_head_dim,
+                };
                 (merge.into(), [parts.bound.into(), results.bound].concat())
             }
         };

@@ -190,12 +190,15 @@ pub(crate) fn to_scratch(
     }
 }
 
+/// Words of a partial result's lse: m and l.
+pub(crate) const LSE_WORDS: u32 = 2;
+
 /// Partial results are contiguous scratch of the block.
 pub(crate) fn from_scratch(
     params: AttentionParams,
     [heads, rows, width]: [u32; 3],
 ) -> AttentionParams {
-    let (out, lse) = (Strides::bhsd(heads, rows, width), Strides::bhsd(heads, rows, 1));
+    let (out, lse) = (Strides::bhsd(heads, rows, width), Strides::bhsd(heads, rows, LSE_WORDS));
     AttentionParams {
         partial_out_batch: narrow(out.batch),
         partial_out_head: narrow(out.head),

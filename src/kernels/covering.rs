@@ -96,6 +96,7 @@ fn features(choice: &Choice, native_f16: bool) -> Features {
         visible,
         classes,
         lse: lse == 1,
+        sums: false,
         scores: [None, Some(ScoreStage::Raw), Some(ScoreStage::Capped), Some(ScoreStage::Biased)]
             [kept],
     }

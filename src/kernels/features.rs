@@ -157,6 +157,8 @@ pub(crate) struct Features {
     /// Tiles are classified before.
     pub(crate) classes: bool,
     pub(crate) lse: bool,
+    /// The lse is in two parts, for a merge.
+    pub(crate) sums: bool,
     pub(crate) scores: Option<ScoreStage>,
 }
 
@@ -203,6 +205,7 @@ impl Features {
             buffers: problem.function_buffers().expect("validated"),
             classes: false,
             lse: problem.lse,
+            sums: false,
             scores: problem.scores,
         }
     }
@@ -225,6 +228,7 @@ impl Features {
             buffers: Vec::new(),
             classes: false,
             lse: false,
+            sums: false,
             scores: None,
         }
     }

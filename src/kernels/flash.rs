@@ -15,6 +15,7 @@ pub(super) fn source(
     vec4: bool,
 ) -> (Source, Vec<Binding>) {
     let (lse, lse_file) = store_lse(c.lse);
+    let lse_file = if c.sums { file!("store/sums.wgsl") } else { lse_file };
     let (q, load_q) = c.q.read("q", vec4);
     let (k, load_k) = c.kv.read("k", vec4);
     let (v, load_v) = c.kv.read("v", vec4);

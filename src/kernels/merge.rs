@@ -27,6 +27,8 @@ pub(crate) struct Merge<'a> {
     pub(crate) features: &'a Features,
     /// Of the partial results.
     pub(crate) partial: Element,
+    /// Parts have their m and l apart, not a lse.
+    pub(crate) sums: bool,
     pub(crate) threads: u32,
     pub(crate) v_head_dim: u32,
 }
@@ -40,6 +42,7 @@ impl From<Merge<'_>> for Kernel {
         let inputs = vec![partial_out, Binding::read("partial_lse", "u32")];
         let source = Source::default()
             .with_f16(c.features.out == Element::F16 || c.partial == Element::F16)
+            .flag("SUMS", c.sums)
             .constant("COLUMNS", c.v_head_dim.div_ceil(c.threads).min(MOST_COLUMNS))
             .files(load);
         row_kernel("merge", c.features, c.threads, c.v_head_dim, inputs, source)
@@ -106,7 +109,9 @@ pub(super) fn variants(tuning: &Tuning, covering: &[Features], f16: bool) -> Vec
     for (i, features) in covering.iter().enumerate() {
         let v_head_dim = [32, 64, 128][i % 3];
         kernels.push(Fill { features, threads, v_head_dim }.into());
-        kernels.push(Merge { features, partial: Element::F32, threads, v_head_dim }.into());
+        kernels.push(
+            Merge { features, partial: Element::F32, sums: true, threads, v_head_dim }.into(),
+        );
         if features.out != Element::F32 {
             kernels.push(Convert { out: features.out, threads, v_head_dim }.into());
         }
@@ -116,7 +121,9 @@ pub(super) fn variants(tuning: &Tuning, covering: &[Features], f16: bool) -> Vec
     for (i, out) in types.into_iter().enumerate() {
         let features = Features { out, lse: i < 2, ..Features::plain() };
         for (partial, v_head_dim) in types.into_iter().zip([128, 20, 512]) {
-            kernels.push(Merge { features: &features, partial, threads, v_head_dim }.into());
+            kernels.push(
+                Merge { features: &features, partial, sums: false, threads, v_head_dim }.into(),
+            );
         }
     }
     kernels
