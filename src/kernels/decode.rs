@@ -129,6 +129,7 @@ impl From<DecodeLane<'_>> for Kernel {
 pub(super) fn variants(tuning: &Tuning, covering: &[Features]) -> Vec<Kernel> {
     let mut kernels = Vec::new();
     let mut add = |features: &Features, dim: u32, rows: u32, ranges: bool, vec4: bool| {
+        let features = &Features { lse: features.lse || ranges, sums: ranges, ..features.clone() };
         let rows = tuning.decode_rows(features, [dim, dim], rows);
         kernels.extend(
             rows.map(|rows| tuning.decode_kernel(features, [dim, dim], rows, ranges, vec4)),

@@ -198,7 +198,8 @@ pub(super) fn variants(tuning: &Tuning, covering: &[Features], native_f16: bool)
     }
     for (i, features) in covering.iter().enumerate() {
         let head_dim = [64, 128, 32][i % 3];
-        let features = Features { scores: None, ..features.clone() };
+        let sums = i % 3 == 0 && features.lse;
+        let features = Features { scores: None, sums, ..features.clone() };
         let tuning = tuning.for_rows(u32::MAX, &features);
         kernels.push(tuning.flash_kernel(&features, head_dim, head_dim, i % 3 == 0, i % 2 == 0));
     }
