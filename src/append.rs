@@ -6,6 +6,7 @@ use crate::pages::Pages;
 use crate::problem::Problem;
 use crate::rotary::{Rotary, check_reach};
 use crate::shape::{DType, MAX_LEN, Shape};
+use crate::validate::whole_blocks;
 
 mod plan;
 
@@ -316,7 +317,7 @@ impl Append {
         if self.dtype.is_quantised() {
             return Err(ProblemError::Quantised { tensor: "k_new", dtype: self.dtype });
         }
-        self.validate_blocks()?;
+        whole_blocks(self.kv_dtype, [self.head_dim, self.v_head_dim], [self.k, self.v])?;
         let (cache_batch, cache_len) = self.cache_extents();
         for (tensor, strides, [batch, len, dim], dtype) in [
             ("k_new", self.k_new, [batch, new_len, head_dim], self.dtype),
@@ -329,26 +330,6 @@ impl Append {
         for (tensor, strides, dim) in [("k", self.k, head_dim), ("v", self.v, v_head_dim)] {
             if !strides.is_injective(cache_batch, kv_heads, cache_len, dim) {
                 return Err(ProblemError::OverlappingRows { tensor, strides });
-            }
-        }
-        Ok(())
-    }
-
-    /// Blocks that share a scale: whole ones.
-    fn validate_blocks(&self) -> Result<(), ProblemError> {
-        let dtype = self.kv_dtype;
-        for (what, found) in [
-            ("head_dim", u64::from(self.head_dim)),
-            ("v_head_dim", self.v_head_dim.into()),
-            ("the batch stride of k", self.k.batch),
-            ("the head stride of k", self.k.head),
-            ("the row stride of k", self.k.row),
-            ("the batch stride of v", self.v.batch),
-            ("the head stride of v", self.v.head),
-            ("the row stride of v", self.v.row),
-        ] {
-            if dtype.is_quantised() && !found.is_multiple_of(DType::BLOCK.into()) {
-                return Err(ProblemError::PartOfBlock { what, dtype, found });
             }
         }
         Ok(())

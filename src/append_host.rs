@@ -4,8 +4,8 @@ use crate::append::{Append, AppendInputs};
 use crate::encoding::{Data, encoded};
 use crate::error::{BindError, Error};
 use crate::host::{Output, Transfer};
+use crate::operand::Operand;
 use crate::rotary::{RotaryEmbedding, RotaryInputs};
-use crate::tensors::Operand;
 
 /// A cache in host memory after an [`Append`].
 #[derive(Clone, Debug, PartialEq)]

@@ -2,10 +2,10 @@
 
 use crate::error::PlanError;
 use crate::layout::Strides;
+use crate::operand::Operand;
 use crate::pages::Pages;
 use crate::pairs::Pairs;
 use crate::shape::Shape;
-use crate::tensors::Operand;
 use std::ops::Range;
 
 /// Keys are cut at multiples of this, so that every kernel's tiles stay whole.

@@ -2,8 +2,9 @@
 
 use crate::error::BindError;
 use crate::kernels::{Access, Kernel};
+use crate::operand::Operand;
 use crate::plan::{Plan, REGION_ALIGNMENT, Step};
-use crate::tensors::{Operand, Tensors};
+use crate::tensors::Tensors;
 use crate::upload::upload;
 use crate::work::Work;
 use std::num::NonZeroU64;

@@ -8,10 +8,10 @@ use crate::forward::Views;
 use crate::kernels::{Linear, LinearParams};
 use crate::layout::Strides;
 use crate::mask::Mask;
+use crate::operand::Operand;
 use crate::plan::{Algorithm, Bound, Plan, Planner};
 use crate::problem::Problem;
 use crate::shape::Shape;
-use crate::tensors::Operand;
 use crate::work::Work;
 
 /// `out = attention(x W_q^T + b_q, c W_k^T + b_k, c W_v^T + b_v) W_o^T + b_o`, where the context `c` is `x`

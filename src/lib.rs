@@ -72,6 +72,7 @@ mod device;
 pub mod kernels;
 mod shader;
 mod unroll;
+mod operand;
 mod tensors;
 mod attention;
 mod dispatch;
@@ -87,6 +88,8 @@ mod merged;
 mod runner;
 #[cfg(feature = "runner")]
 mod host;
+#[cfg(feature = "runner")]
+mod lengths;
 #[cfg(feature = "runner")]
 mod append_host;
 #[cfg(feature = "runner")]
@@ -136,6 +139,7 @@ pub use layout::{Layout, Strides};
 pub use mask::{Diagonal, Mask};
 pub use matrices::{Matrices, MatrixInputs, MatrixKernel, MatrixKernels};
 pub use merge::Merge;
+pub use operand::Operand;
 pub use pages::Pages;
 pub use pairs::{Bias, BooleanMask, MaskFormat, Pairs};
 pub use pipeline::Checks;
@@ -149,7 +153,7 @@ pub use rotary::{Rotary, RotaryEmbedding, RotaryInputs, RotaryPairs};
 pub use runner::{Runner, RunnerOptions};
 pub use self_test::SelfTest;
 pub use shape::{DType, Shape};
-pub use tensors::{Operand, Tensors};
+pub use tensors::Tensors;
 #[cfg(feature = "tune")]
 pub use tune::TuneOptions;
 pub use wgpu;

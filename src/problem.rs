@@ -193,48 +193,6 @@ impl Problem {
         Self { out_dtype, ..self }
     }
 
-    /// Sets the strides of q, k, v and out to those of a common layout; keys and values in pages stay as they are.
-    #[must_use]
-    pub fn layout(self, layout: Layout) -> Self {
-        if self.pages.is_some() {
-            let (k, v) = (self.k, self.v);
-            return Self { k, v, pages: self.pages, ..Self { pages: None, ..self }.layout(layout) };
-        }
-        let Shape { heads, kv_heads, q_len, kv_len, head_dim, v_head_dim, .. } = self.shape;
-        match layout {
-            Layout::Bhsd => Self {
-                q: Strides::bhsd(heads, q_len, head_dim),
-                k: Strides::bhsd(kv_heads, kv_len, head_dim),
-                v: Strides::bhsd(kv_heads, kv_len, v_head_dim),
-                out: Strides::bhsd(heads, q_len, v_head_dim),
-                ..self
-            },
-            Layout::Bshd => Self {
-                q: Strides::bshd(heads, q_len, head_dim),
-                k: Strides::bshd(kv_heads, kv_len, head_dim),
-                v: Strides::bshd(kv_heads, kv_len, v_head_dim),
-                out: Strides::bshd(heads, q_len, v_head_dim),
-                ..self
-            },
-            Layout::PackedQkv => {
-                let row = u64::from(heads) * u64::from(head_dim)
-                    + u64::from(kv_heads) * (u64::from(head_dim) + u64::from(v_head_dim));
-                let view = |len: u32, head: u32| Strides {
-                    batch: row.saturating_mul(len.into()),
-                    head: head.into(),
-                    row,
-                };
-                Self {
-                    q: view(q_len, head_dim),
-                    k: view(kv_len, head_dim),
-                    v: view(kv_len, v_head_dim),
-                    out: Strides::bshd(heads, q_len, v_head_dim),
-                    ..self
-                }
-            }
-        }
-    }
-
     /// Sets the strides of q.
     #[must_use]
     pub fn q_strides(self, q: Strides) -> Self {

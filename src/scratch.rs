@@ -4,11 +4,12 @@ use crate::candidates::Candidate;
 use crate::device::Capabilities;
 use crate::error::{BindError, Error, PlanError};
 use crate::mask::Diagonal;
+use crate::operand::Operand;
 use crate::plan::Plan;
 use crate::problem::{Lengths, Problem};
 use crate::roofs::Roofs;
 use crate::shape::DType;
-use crate::tensors::{Need, Operand, Tensors};
+use crate::tensors::{Need, Tensors};
 use crate::upload::upload;
 use std::time::Duration;
 

@@ -5,8 +5,8 @@ use crate::error::PlanError;
 use crate::forward::{AttentionPlanner, Views};
 use crate::kernels::{AttentionParams, Convert, Element, Features, Scores, Softmax, Uses, Values};
 use crate::layout::Strides;
+use crate::operand::Operand;
 use crate::plan::Bound;
-use crate::tensors::Operand;
 use crate::uniforms::{narrow, stride, tiled};
 use crate::work::{Across, CHANGES, ELEMENT, SOFTMAX, Work};
 

@@ -1,9 +1,10 @@
 //! Whether a problem is well-formed.
 
 use crate::error::ProblemError;
+use crate::layout::Strides;
 use crate::pages::Pages;
 use crate::problem::{Lengths, Problem};
-use crate::shape::{DType, MAX_LEN};
+use crate::shape::{DType, MAX_LEN, Shape};
 
 impl Problem {
     /// Checks everything that can be checked without a device.
@@ -97,26 +98,8 @@ impl Problem {
                 return Err(ProblemError::Quantised { tensor, dtype });
             }
         }
-        if !self.kv_dtype.is_quantised() {
-            return Ok(());
-        }
-        let s = self.shape;
-        for (what, found) in [
-            ("head_dim", u64::from(s.head_dim)),
-            ("v_head_dim", s.v_head_dim.into()),
-            ("the batch stride of k", self.k.batch),
-            ("the head stride of k", self.k.head),
-            ("the row stride of k", self.k.row),
-            ("the batch stride of v", self.v.batch),
-            ("the head stride of v", self.v.head),
-            ("the row stride of v", self.v.row),
-        ] {
-            if !found.is_multiple_of(DType::BLOCK.into()) {
-                let dtype = self.kv_dtype;
-                return Err(ProblemError::PartOfBlock { what, dtype, found });
-            }
-        }
-        Ok(())
+        let Shape { head_dim, v_head_dim, .. } = self.shape;
+        whole_blocks(self.kv_dtype, [head_dim, v_head_dim], [self.k, self.v])
     }
 
     fn validate_pages(&self, pages: Pages) -> Result<(), ProblemError> {
@@ -133,4 +116,27 @@ impl Problem {
         }
         Ok(())
     }
+}
+
+/// That rows of keys and values are of whole blocks, where elements come in blocks.
+pub(crate) fn whole_blocks(
+    dtype: DType,
+    [head_dim, v_head_dim]: [u32; 2],
+    [k, v]: [Strides; 2],
+) -> Result<(), ProblemError> {
+    for (what, found) in [
+        ("head_dim", u64::from(head_dim)),
+        ("v_head_dim", v_head_dim.into()),
+        ("the batch stride of k", k.batch),
+        ("the head stride of k", k.head),
+        ("the row stride of k", k.row),
+        ("the batch stride of v", v.batch),
+        ("the head stride of v", v.head),
+        ("the row stride of v", v.row),
+    ] {
+        if dtype.is_quantised() && !found.is_multiple_of(DType::BLOCK.into()) {
+            return Err(ProblemError::PartOfBlock { what, dtype, found });
+        }
+    }
+    Ok(())
 }

@@ -6,11 +6,11 @@ use crate::cost::Cost;
 use crate::device::Capabilities;
 use crate::error::PlanError;
 use crate::kernels::{Advance, AdvanceParams, Append as Rows, AppendParams, Element};
+use crate::operand::Operand;
 use crate::pages::Pages;
 use crate::plan::{Bound, Plan, Planner};
 use crate::rotary::{Rotary, row_work};
 use crate::shape::{DType, Shape};
-use crate::tensors::Operand;
 use crate::uniforms::stride;
 use crate::work::Work;
 

@@ -5,10 +5,10 @@ use crate::error::Error;
 use crate::host::{Outputs, Transfer};
 use crate::inputs::Inputs;
 use crate::layer::SelfAttention;
+use crate::operand::Operand;
 use crate::plan::Algorithm;
 use crate::problem::Problem;
 use crate::shape::DType;
-use crate::tensors::Operand;
 use crate::watcher::{Meter, Watcher};
 
 mod append;

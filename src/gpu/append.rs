@@ -6,9 +6,10 @@ use crate::append_host::{AppendOutputs, AppendTransfer};
 use crate::encoding::decoded;
 use crate::error::Error;
 use crate::host::Output;
+use crate::operand::Operand;
 use crate::plan::Plan;
 use crate::shape::DType;
-use crate::tensors::{Operand, Tensors};
+use crate::tensors::Tensors;
 use crate::upload::upload;
 use crate::watcher::Watcher;
 

@@ -6,9 +6,9 @@ use crate::cost::Cost;
 use crate::device::Capabilities;
 use crate::error::PlanError;
 use crate::kernels::{Element, Rotate, RotateParams};
+use crate::operand::Operand;
 use crate::plan::{Bound, Plan, Planner};
 use crate::shape::{DType, Shape};
-use crate::tensors::Operand;
 use crate::uniforms::stride;
 use crate::work::{ELEMENT, Work};
 
