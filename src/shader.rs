@@ -132,7 +132,10 @@ impl Source {
             let (folder, name) = file.path.split_once('/')?;
             let name = name.trim_end_matches(".wgsl");
             let chosen = !matches!(folder, "kernels")
-                && !matches!(name, "attention" | "pair" | "record" | "none" | "contiguous")
+                && !matches!(
+                    name,
+                    "attention" | "pair" | "record" | "none" | "contiguous" | "few_rows"
+                )
                 && !name.starts_with("no_");
             chosen.then(|| name.to_owned())
         });

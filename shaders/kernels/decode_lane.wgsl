@@ -1,9 +1,8 @@
 // o = softmax(score(Q K^T)) V of few rows over many keys, as software GPUs like it: online softmax, whole rows.
-// One workgroup owns THREADS rows that share a K/V head, heads side by side, and one range of keys; an invocation owns
-// one of them with all its columns. Keys and values come straight from storage, KEYS at a time: their address is the
-// same for all invocations, so that each is loaded once.
-// Ranges of keys leave partial results, one behind the other: a range that no row sees is a lse of -inf alone.
-// Expects: HEAD_DIM, V_HEAD_DIM, THREADS, KEYS, PAIRS, GUARD, RANGES, Params, k_head_at, v_head_at, k_at, v_at,
+// One workgroup owns THREADS rows that share a K/V head; an invocation owns one of them with all its columns. Keys and
+// values come straight from storage, KEYS at a time: their address is the same for all invocations, so that each is
+// loaded once. A range that no row sees is a lse of -inf alone.
+// Expects: HEAD_DIM, V_HEAD_DIM, THREADS, KEYS, PAIRS, GUARD, RANGES, Params, few_rows, k_head_at, v_head_at, k_at, v_at,
 // block_begin, block_end, place_of, pair_score, pair_visible, with_sink, load_q4, load_k4, load_v4, store_out4, store_lse.
 // Provides: decode_lane_kernel.
 const D4: u32 = (HEAD_DIM + 3u) / 4u;
@@ -17,28 +16,13 @@ fn dot_onto(a: vec4<f32>, b: vec4<f32>, c: f32) -> f32 {
 fn decode_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let flat = flat_id(group);
     if flat >= params.workgroups { return; }
-    let range = flat % params.ranges;
-    let id = flat / params.ranges;
-    let batch = id / params.tiles / params.kv_heads;
-    let slot = range * params.batch + batch;
-    let kv_head = id / params.tiles % params.kv_heads;
-    let heads = params.heads / params.kv_heads;             // that share it
-    let own = id % params.tiles * THREADS + local.x;
-    let last = heads * params.q_len - 1u;
-    let head = kv_head * heads + min(own, last) / params.q_len;
-    let row = min(own, last) % params.q_len;
-    let k_first = k_head_at(batch, kv_head);
-    let v_first = v_head_at(batch, kv_head);
-
-    // What some row sees, and what every row does, of the range.
-    var begin = block_begin(batch, 0u);
-    var end = block_end(batch, params.q_len - 1u);
-    if RANGES {
-        begin = max(begin, range * params.range_keys);
-        end = min(end, (range + 1u) * params.range_keys);
-    }
-    let all_begin = block_begin(batch, params.q_len - 1u);
-    let all_end = block_end(batch, 0u);
+    let w = few_rows(flat);
+    let batch = w.batch;
+    let own = w.tile * THREADS + local.x;
+    let head = w.kv_head * w.heads + min(own, w.last) / params.q_len;
+    let row = min(own, w.last) % params.q_len;
+    let k_first = k_head_at(batch, w.kv_head);
+    let v_first = v_head_at(batch, w.kv_head);
     let lo = block_begin(batch, row);
     let hi = block_end(batch, row);
     let place = place_of(params.batch_first + batch, params.q_first + row);
@@ -48,10 +32,10 @@ fn decode_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
     var m = LOWEST;
     var l = 0.0;
     let q_first = params.q_base + batch * params.q_batch + head * params.q_head + row * params.q_row;
-    if begin < end {
+    if w.begin < w.end {
         for (var d = 0u; d < D4; d++) { q[d] = load_q4(q_first + d * 4u, HEAD_DIM - d * 4u); }
     }
-    for (var key = begin; key < end; key += KEYS) {
+    for (var key = w.begin; key < w.end; key += KEYS) {
         var k_row: array<u32, KEYS>;
         var v_row: array<u32, KEYS>;
         for (var c = 0u; c < KEYS; c++) {
@@ -66,9 +50,9 @@ fn decode_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
         }
         for (var c = 0u; c < KEYS; c++) { s[c] = pair_score(s[c], place, batch, head, row, key + c); }
         var hidden = 0u;    // a bit a key
-        if PAIRS || key < all_begin || key + KEYS > min(all_end, end) {
+        if PAIRS || key < w.all_begin || key + KEYS > w.all_end {
             for (var c = 0u; c < KEYS; c++) {
-                let in_band = key + c >= lo && key + c < min(hi, end);
+                let in_band = key + c >= lo && key + c < min(hi, w.end);
                 if !in_band || !pair_visible(place, batch, head, row, key + c) { hidden |= 1u << c; }
             }
         }
@@ -92,13 +76,13 @@ fn decode_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
         }
     }
 
-    if own <= last {
+    if own <= w.last {
         let sum = with_sink(m, l, head, place.real);
         let norm = select(0.0, exp(m - sum.x) / sum.y, sum.y > 0.0);
         if !RANGES || l > 0.0 {
-            let out_first = params.out_base + slot * params.out_batch + head * params.out_head + row * params.out_row;
+            let out_first = params.out_base + w.slot * params.out_batch + head * params.out_head + row * params.out_row;
             for (var d = 0u; d < V4; d++) { store_out4(out_first + d * 4u, V_HEAD_DIM - d * 4u, o[d] * norm); }
         }
-        store_lse(slot, head, row, sum.x, sum.y);
+        store_lse(w.slot, head, row, sum.x, sum.y);
     }
 }

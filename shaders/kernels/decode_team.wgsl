@@ -1,10 +1,9 @@
 // o = softmax(score(Q K^T)) V of few rows over many keys, as hardware likes it: every byte of K and V is read once for all
 // the rows, by neighbours at once.
-// One workgroup owns ROWS rows that share a K/V head, heads side by side, and one range of keys. Teams of LANES
-// invocations take KEYS keys each at a time: an invocation owns every LANESth four columns of the keys, and of the
+// One workgroup owns ROWS rows that share a K/V head. Teams of LANES invocations take KEYS keys each at a time: an invocation owns every LANESth four columns of the keys, and of the
 // values and their sum. A team has a softmax of its own, without a barrier; teams join once at the end.
-// Ranges of keys leave partial results, one behind the other: a range that no row sees is a lse of -inf alone.
-// Expects: HEAD_DIM, V_HEAD_DIM, THREADS, LANES, ROWS, KEYS, PAIRS, RANGES, Params, k_head_at, v_head_at, k_at, v_at,
+// A range that no row sees is a lse of -inf alone.
+// Expects: HEAD_DIM, V_HEAD_DIM, THREADS, LANES, ROWS, KEYS, PAIRS, RANGES, Params, few_rows, k_head_at, v_head_at, k_at, v_at,
 // block_begin, block_end, place_of, pair_score, pair_visible, with_sink, load_q4, load_k4, load_v4, store_out4, store_lse,
 // Lane, lane_of, join.
 // Provides: PAIRS_EACH, decode_team_kernel.
@@ -31,33 +30,18 @@ fn dot_onto(a: vec4<f32>, b: vec4<f32>, c: f32) -> f32 {
 fn decode_team_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: Lane) {
     let flat = flat_id(group);
     if flat >= params.workgroups { return; }
-    let range = flat % params.ranges;
-    let id = flat / params.ranges;
-    let batch = id / params.tiles / params.kv_heads;
-    let slot = range * params.batch + batch;
-    let kv_head = id / params.tiles % params.kv_heads;
-    let heads = params.heads / params.kv_heads;             // that share it
-    let first = id % params.tiles * ROWS;
-    let last = heads * params.q_len - 1u;
-    let k_first = k_head_at(batch, kv_head);
-    let v_first = v_head_at(batch, kv_head);
+    let w = few_rows(flat);
+    let batch = w.batch;
+    let first = w.tile * ROWS;
+    let k_first = k_head_at(batch, w.kv_head);
+    let v_first = v_head_at(batch, w.kv_head);
     let lane = lane_of(place_in_group);
     let team = lane / LANES;
     let x = lane % LANES;
 
-    // What some row sees, and what every row does, of the range.
-    var begin = block_begin(batch, 0u);
-    var end = block_end(batch, params.q_len - 1u);
-    if RANGES {
-        begin = max(begin, range * params.range_keys);
-        end = min(end, (range + 1u) * params.range_keys);
-    }
-    let all_begin = block_begin(batch, params.q_len - 1u);
-    let all_end = min(block_end(batch, 0u), end);
-
     for (var i = lane; i < ROWS * D_PITCH; i += THREADS) {
-        let own = min(first + i / D_PITCH, last);
-        let head = kv_head * heads + own / params.q_len;
+        let own = min(first + i / D_PITCH, w.last);
+        let head = w.kv_head * w.heads + own / params.q_len;
         let d = i % D_PITCH * 4u;
         var q4 = vec4<f32>();
         if d < HEAD_DIM {
@@ -72,7 +56,7 @@ fn decode_team_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: L
     var m: array<f32, ROWS>;
     var l: array<f32, ROWS>;
     for (var r = 0u; r < ROWS; r++) { m[r] = LOWEST; }
-    for (var key_first = begin; key_first < end; key_first += TEAMS * KEYS) {
+    for (var key_first = w.begin; key_first < w.end; key_first += TEAMS * KEYS) {
         let key = key_first + team * KEYS;
         var s: array<f32, PAIRS_EACH>;
         for (var n = 0u; n < D_STEPS; n++) {
@@ -88,15 +72,15 @@ fn decode_team_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: L
             }
         }
         join(lane, &s);
-        let edge = PAIRS || key < all_begin || key + KEYS > all_end;
+        let edge = PAIRS || key < w.all_begin || key + KEYS > w.all_end;
         var hidden = 0u;    // a bit a pair
         for (var r = 0u; r < ROWS; r++) {
-            let own = min(first + r, last);
-            let head = kv_head * heads + own / params.q_len;
+            let own = min(first + r, w.last);
+            let head = w.kv_head * w.heads + own / params.q_len;
             let row = own % params.q_len;
             let place = place_of(params.batch_first + batch, params.q_first + row);
             let lo = block_begin(batch, row);
-            let hi = min(block_end(batch, row), end);
+            let hi = min(block_end(batch, row), w.end);
             for (var c = 0u; c < KEYS; c++) {
                 s[c * ROWS + r] = pair_score(s[c * ROWS + r], place, batch, head, row, key + c);
                 if edge {
@@ -159,19 +143,19 @@ fn decode_team_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: L
         for (var n = 0u; n < V_STEPS; n++) { tile[team * V_PITCH + n * LANES + x] = o[r * V_STEPS + n] * factor; }
         workgroupBarrier();
         let own = first + r;
-        let head = kv_head * heads + min(own, last) / params.q_len;
+        let head = w.kv_head * w.heads + min(own, w.last) / params.q_len;
         let row = own % params.q_len;
         let place = place_of(params.batch_first + batch, params.q_first + row);
         let sum = with_sink(greatest, total, head, place.real);
         let norm = select(0.0, exp(greatest - sum.x) / sum.y, sum.y > 0.0);
-        if own <= last {
-            let out_first = params.out_base + slot * params.out_batch + head * params.out_head + row * params.out_row;
+        if own <= w.last {
+            let out_first = params.out_base + w.slot * params.out_batch + head * params.out_head + row * params.out_row;
             for (var i = lane; i < V4 && (!RANGES || total > 0.0); i += THREADS) {
                 var o4 = vec4<f32>();
                 for (var t = 0u; t < TEAMS; t++) { o4 += tile[t * V_PITCH + i]; }
                 store_out4(out_first + i * 4u, V_HEAD_DIM - i * 4u, o4 * norm);
             }
-            if lane == 0u { store_lse(slot, head, row, sum.x, sum.y); }
+            if lane == 0u { store_lse(w.slot, head, row, sum.x, sum.y); }
         }
     }
 }

@@ -67,6 +67,7 @@ impl From<DecodeTeam<'_>> for Kernel {
                 .constant("KEYS", keys)
                 .flag("RANGES", c.ranges)
                 .file(join)
+                .file(file!("common/few_rows.wgsl"))
                 .file(kernel),
             bindings,
             fields: AttentionParams::FIELDS,
@@ -117,6 +118,7 @@ impl From<DecodeLane<'_>> for Kernel {
                 .constant("KEYS", keys)
                 .flag("GUARD", c.features.hides())
                 .flag("RANGES", c.ranges)
+                .file(file!("common/few_rows.wgsl"))
                 .file(kernel),
             bindings,
             fields: AttentionParams::FIELDS,
