@@ -6,6 +6,7 @@ use crate::forward::{AttentionPlanner, Views};
 use crate::kernels::{AttentionParams, Element, Features, Kernel, Merge, Uses};
 use crate::operand::Operand;
 use crate::plan::{Algorithm, Bound};
+use crate::problem::Lengths;
 use crate::splits::{self, Launch};
 use crate::staged::{LSE_WORDS, budgeted, from_scratch, to_scratch};
 use crate::tuning::Tuning;
@@ -86,10 +87,22 @@ impl AttentionPlanner<'_, '_> {
         let batch_first = problem.batch_invariant;
         let mut chunk = Chunk::fit(&shape, limit, batch_first, &tensors)?;
         if chunk.kv < shape.kv_len || form.range_keys.is_some() {
-            let splits = u64::from(form.splits(&(0..chunk.kv)));
-            let row = budgeted(u64::from(shape.v_head_dim.max(LSE_WORDS)) * splits, limit);
-            tensors.push(("partial results", Extent::Scratch { row, per_range: true }));
+            // What is bound at once has whole ranges, and one more where it ends within one.
+            let splits = match form.range_keys {
+                Some(_) => form.splits(&(0..shape.kv_len)) + shape.kv_len.div_ceil(chunk.kv) - 1,
+                None => 1,
+            };
+            let row =
+                budgeted(u64::from(shape.v_head_dim.max(LSE_WORDS)) * u64::from(splits), limit);
+            let per_range = form.range_keys.is_none();
+            tensors.push(("partial results", Extent::Scratch { row, per_range }));
             chunk = Chunk::fit(&shape, limit, batch_first, &tensors)?;
+            if let Some(range_keys) =
+                form.range_keys.filter(|n| chunk.kv > *n && chunk.kv < shape.kv_len)
+            {
+                // Ranges are the same however much is bound at once.
+                chunk.kv = chunk.kv / range_keys * range_keys;
+            }
         }
         let ranges: Vec<_> = chunk.kv_ranges(&shape).collect();
         let parts = ranges.iter().map(|keys| form.splits(keys)).sum();
@@ -213,14 +226,14 @@ impl AttentionPlanner<'_, '_> {
         // Rows of packed sequences share no keys.
         let together = shape.q_len.saturating_mul(shape.group_size());
         let few = match problem.lengths {
-            crate::Lengths::Packed => None,
+            Lengths::Packed => None,
             _ => tuning.decode_rows(&self.features, [head_dim, v_head_dim], together),
         };
         let form =
             few.map_or(flash, |rows| Form { rows, shares_keys: true, slices: 1, range_keys: None });
         let all = Chunk::whole(&shape).blocks(&shape).next();
         let workgroups = all.map_or(0, |block| form.workgroups(&block));
-        let growing = problem.has_sequences();
+        let growing = matches!(problem.lengths, Lengths::PerSequence { kv: true, .. });
         let launch = Launch { workgroups, kv_len: shape.kv_len, growing };
         let cores = self.to.capabilities.cores;
         fewer(form, asked.unwrap_or_else(|| splits::range_keys(launch, cores)))

@@ -302,6 +302,32 @@ fn a_prompt_in_chunks_has_the_bits_of_the_whole() {
     }
 }
 
+/// On a device that binds some of the keys at a time, too: ranges stay where they are.
+#[test]
+fn a_prompt_bound_in_parts_has_the_bits_of_the_whole() {
+    let (heads, dim, len) = (2, 4, 3500);
+    let problem = |q_len: u32, kv_len: u32| {
+        let shape = Shape::cross_attention(1, heads, q_len, kv_len, dim);
+        Problem::new(shape).mask(Mask::CAUSAL).with_lse().batch_invariant()
+    };
+    let whole = Case::new("whole", problem(len, len)).sharp(8.0).tensors(0);
+    for class in CLASSES {
+        let target = Target::Tight(class, Algorithm::Split);
+        let want = target.run("whole", &problem(len, len), &whole);
+        for (from, to) in [(2300, 2400), (3000, 3001), (3400, 3500)] {
+            let part = Tensors {
+                q: rows_of(&whole.q, heads, dim, from..to),
+                k: rows_of(&whole.k, heads, dim, 0..to),
+                v: rows_of(&whole.v, heads, dim, 0..to),
+                ..Tensors::default()
+            };
+            let got = target.run("part", &problem(to - from, to), &part);
+            let want = rows_of(&want.out, heads, dim, from..to);
+            assert_eq!(bits(&got.out), bits(&want), "{class:?}: {from}..{to}");
+        }
+    }
+}
+
 /// The same keys and values as blocks: within what an element may be off.
 #[test]
 fn quantised_caches_stay_near_what_was_stored() {
