@@ -503,20 +503,20 @@ fn buffers_that_bind_would_make_are_held_to_the_limit() {
     let message = "the workspace needs max_buffer_size >= 536870912, the device has 268435456";
     host.refuses(&plan, &all, &wanted, message);
 
-    // Twelve steps of 256 bytes each.
+    // Twenty-four steps of 512 bytes each: two ranges of keys and their merge for each 32 rows.
     let tiny = wgpu::Limits { max_buffer_size: 1024, ..Default::default() };
     let host = Host::new(tiny);
     let [q, k, v, out] = [(); 4].map(|()| host.buffer(wgpu::BufferUsages::STORAGE));
     let all = Tensors::new(q.slice(..), k.slice(..), v.slice(..), out.slice(..));
     let problem = Problem::new(Shape::cross_attention(1, 1, 256, 256, 1));
     let plan = host.attention.plan_with(&problem, Algorithm::Flash).expect("a plan");
-    assert_eq!(plan.kernels().count(), 12, "{plan}");
+    assert_eq!(plan.kernels().count(), 24, "{plan}");
     let wanted = BindError::BufferTooLarge {
         what: "the uniform buffer".into(),
-        required: 6144,
+        required: 12288,
         available: 1024,
     };
-    let message = "the uniform buffer needs max_buffer_size >= 6144, the device has 1024";
+    let message = "the uniform buffer needs max_buffer_size >= 12288, the device has 1024";
     host.refuses(&plan, &all, &wanted, message);
 }
 
