@@ -1,7 +1,8 @@
 // o = softmax(score(Q K^T)) V of few rows over many keys, as hardware likes it: every byte of K and V is read once for all
 // the rows, by neighbours at once.
-// One workgroup owns ROWS rows that share a K/V head. Teams of LANES invocations take KEYS keys each at a time: an invocation owns every LANESth four columns of the keys, and of the
-// values and their sum. A team has a softmax of its own, without a barrier; teams join once at the end.
+// One workgroup owns ROWS rows that share a K/V head. Teams of LANES invocations take KEYS keys each at a time: an
+// invocation owns every LANESth four columns of the keys, and of the values and their sum. A team has a softmax of its
+// own, without a barrier; teams join once at the end.
 // A range that no row sees is a lse of -inf alone.
 // Expects: HEAD_DIM, V_HEAD_DIM, THREADS, LANES, ROWS, KEYS, PAIRS, RANGES, Params, few_rows, k_head_at, v_head_at, k_at, v_at,
 // block_begin, block_end, place_of, pair_score, pair_visible, with_sink, load_q4, load_k4, load_v4, store_out4, store_lse,
