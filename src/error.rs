@@ -132,6 +132,14 @@ pub enum ProblemError {
         /// Asked for.
         found: u64,
     },
+    /// A gradient that there is not.
+    #[error("no gradient of {what}: {why}")]
+    NoGradient {
+        /// Of what.
+        what: &'static str,
+        /// Why not.
+        why: &'static str,
+    },
     /// A rotary embedding that does not turn whole pairs of a row.
     #[error("rotary_dim ({dim}) is no even number from 2 to head_dim ({head_dim})")]
     RotaryDim {

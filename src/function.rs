@@ -45,6 +45,15 @@ impl Pair {
 #[derive(Clone)]
 pub struct ScoreFunction {
     pub(crate) text: Text,
+    pub(crate) derivative: Option<Derivative>,
+    twin: Arc<dyn Fn(f64, Pair) -> f64 + Send + Sync>,
+}
+
+/// The derivative of a score function by the score.
+#[derive(Clone)]
+pub(crate) struct Derivative {
+    #[expect(dead_code, reason = "kernels of gradients come next")]
+    pub(crate) wgsl: Arc<str>,
     twin: Arc<dyn Fn(f64, Pair) -> f64 + Send + Sync>,
 }
 
@@ -136,12 +145,30 @@ impl ScoreFunction {
         wgsl: &str,
         twin: impl Fn(f64, Pair) -> f64 + Send + Sync + 'static,
     ) -> Self {
-        Self { text: Text::new(name, wgsl), twin: Arc::new(twin) }
+        Self { text: Text::new(name, wgsl), derivative: None, twin: Arc::new(twin) }
+    }
+
+    /// Gives the derivative by the score, which gradients need:
+    /// `fn d_score(s: f32, batch: u32, head: u32, q_pos: u32, kv_pos: u32) -> f32`, with the same `s` that `score` gets.
+    /// It may call what the text of `score` has, and read the same buffers.
+    #[must_use]
+    pub fn with_derivative(
+        self,
+        wgsl: &str,
+        twin: impl Fn(f64, Pair) -> f64 + Send + Sync + 'static,
+    ) -> Self {
+        let derivative = Derivative { wgsl: uncommented(wgsl).into(), twin: Arc::new(twin) };
+        Self { derivative: Some(derivative), ..self }
     }
 
     /// What the closure makes of the score of a pair.
     pub fn apply(&self, s: f64, pair: Pair) -> f64 {
         (self.twin)(s, pair)
+    }
+
+    /// The derivative of [`apply`](Self::apply) by the score; `None` where none was given.
+    pub fn derivative(&self, s: f64, pair: Pair) -> Option<f64> {
+        self.derivative.as_ref().map(|derivative| (derivative.twin)(s, pair))
     }
 }
 

@@ -37,6 +37,10 @@ pub struct Inputs<'a> {
     pub cu_seqlens_k: &'a [u32],
     /// `[batch, ceil(kv_len / page_len)]`; what lies past a sequence's length may be anything.
     pub block_table: &'a [u32],
+    /// Seed of dropout.
+    pub seed: u64,
+    /// `[batch, heads, q_len, kv_len]`: which weights dropout keeps.
+    pub keep: &'a [bool],
     /// The buffers of the caller's functions, by name, as 32-bit words. The functions' closures do not read them.
     pub buffers: Vec<(&'a str, &'a [u32])>,
 }
@@ -77,6 +81,14 @@ impl<'a> Inputs<'a> {
         cu_seqlens_k: u32,
         /// Gives which page holds which positions.
         block_table: u32,
+        /// Gives which weights dropout keeps.
+        keep: bool,
+    }
+
+    /// Gives the seed of dropout.
+    #[must_use]
+    pub fn seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
     }
 
     /// Where a key and its value lie: their sequence or page, and their row in it. A page that the pool does not have is

@@ -52,6 +52,8 @@ mod layout;
 mod pages;
 mod rotary;
 mod append;
+mod dropout;
+mod backward;
 mod inputs;
 mod sequence;
 pub mod reference;
@@ -124,11 +126,13 @@ pub use append::{Append, AppendInputs};
 #[cfg(feature = "runner")]
 pub use append_host::AppendOutputs;
 pub use attention::Attention;
+pub use backward::{Backward, BackwardInputs, Gradients};
 pub use chunks::{Chunk, Chunks, Progress};
 pub use cost::Cost;
 pub use device::{Capabilities, DeviceClass, device_descriptor, with_cooperative_matrices};
 pub use dispatch::Dispatch;
 pub use download::Download;
+pub use dropout::{Dropout, DropoutMask};
 pub use error::{BindError, DownloadError, Error, PlanError, ProblemError};
 pub use function::{BufferElement, MaskFunction, Pair, ScoreFunction};
 #[cfg(feature = "runner")]

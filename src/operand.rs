@@ -54,6 +54,26 @@ pub enum Operand {
     Cos,
     /// Sines of the angles of a rotary embedding.
     Sin,
+    /// Seed of dropout.
+    Seed,
+    /// Which weights dropout keeps.
+    Keep,
+    /// Gradient of the result.
+    DOut,
+    /// Gradient of the log-sum-exp.
+    DLse,
+    /// Gradient of the queries.
+    DQ,
+    /// Gradient of the keys.
+    DK,
+    /// Gradient of the values.
+    DV,
+    /// Gradient of the bias.
+    DBias,
+    /// Gradient of the sinks.
+    DSinks,
+    /// Gradient of the slopes of ALiBi.
+    DAlibiSlopes,
     /// A buffer of the caller's functions, by index.
     Buffer(usize),
     /// Input vectors of a layer, or rows to be turned.
@@ -117,6 +137,16 @@ impl Operand {
             Self::PosOffsets => "pos_offsets",
             Self::Cos => "cos",
             Self::Sin => "sin",
+            Self::Seed => "seed",
+            Self::Keep => "keep",
+            Self::DOut => "d_out",
+            Self::DLse => "d_lse",
+            Self::DQ => "d_q",
+            Self::DK => "d_k",
+            Self::DV => "d_v",
+            Self::DBias => "d_bias",
+            Self::DSinks => "d_sinks",
+            Self::DAlibiSlopes => "d_alibi_slopes",
             Self::Buffer(_) => "buffer",
             Self::X => "x",
             Self::Context => "context",

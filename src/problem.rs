@@ -1,5 +1,6 @@
 //! What to compute, independent of any device or buffer.
 
+use crate::dropout::{Dropout, DropoutMask};
 use crate::error::ProblemError;
 use crate::function::{self, MaskFunction, ScoreFunction};
 use crate::layout::{Layout, Strides};
@@ -111,8 +112,8 @@ pub struct Problem {
     pub batch_invariant: bool,
     /// Which inputs may be rounded to f16 for matrix units.
     pub matrix_inputs: MatrixInputs,
-    /// Probability to drop a weight. Not supported yet.
-    pub dropout: Option<f32>,
+    /// Weights are dropped.
+    pub dropout: Option<Dropout>,
 }
 
 impl Problem {
@@ -325,10 +326,17 @@ impl Problem {
         Self { matrix_inputs, ..self }
     }
 
-    /// Drops weights with probability `p`. Not supported yet.
+    /// Drops weights with probability `p` in `[0, 1)`, by random numbers of a seed that is given: of `p` 0 it is read by
+    /// nothing.
     #[must_use]
-    pub fn dropout(self, p: f32) -> Self {
-        Self { dropout: Some(p), ..self }
+    pub fn with_dropout(self, p: f32) -> Self {
+        Self { dropout: Some(Dropout { p, mask: DropoutMask::Seeded }), ..self }
+    }
+
+    /// Drops weights as if with probability `p` in `[0, 1)`, but those that a tensor `keep` does not keep.
+    #[must_use]
+    pub fn with_given_dropout(self, p: f32) -> Self {
+        Self { dropout: Some(Dropout { p, mask: DropoutMask::Given }), ..self }
     }
 
     /// The factor on `q . k`, with its default.

@@ -76,6 +76,26 @@ impl<'a> Tensors<'a> {
         /// `[batch, ceil(kv_len / page_len)]` u32: the pages of each sequence in the order of its positions. What lies
         /// past its length may hold anything; a page that the pool does not have counts as its last.
         block_table: BlockTable,
+        /// `[2]` u32: low word, high word of the seed of dropout.
+        seed: Seed,
+        /// `[batch, heads, q_len, kv_len]`, a byte a pair: anything but 0 is kept by dropout.
+        keep: Keep,
+        /// As `out`.
+        d_out: DOut,
+        /// As `lse`. Needed when the [`Backward`](crate::Backward) has `d_lse`.
+        d_lse: DLse,
+        /// As `q`, or as the [`Backward`](crate::Backward) says; overwritten.
+        d_q: DQ,
+        /// As `k`, or as the [`Backward`](crate::Backward) says; overwritten.
+        d_k: DK,
+        /// As `v`, or as the [`Backward`](crate::Backward) says; overwritten.
+        d_v: DV,
+        /// The axes of the bias, contiguous, f32; overwritten.
+        d_bias: DBias,
+        /// `[heads]` f32, overwritten.
+        d_sinks: DSinks,
+        /// As `alibi_slopes`, overwritten.
+        d_alibi_slopes: DAlibiSlopes,
         /// What [`Attention::plan_block_mask`](crate::Attention::plan_block_mask) makes, as its input or its output.
         block_mask: BlockMask,
         /// `[batch, new_len, kv_heads, head_dim]`, or as the [`Append`](crate::Append) says.

@@ -1,5 +1,6 @@
 //! Whether a problem is well-formed.
 
+use crate::dropout::{Dropout, DropoutMask};
 use crate::error::ProblemError;
 use crate::layout::Strides;
 use crate::pages::Pages;
@@ -42,12 +43,15 @@ impl Problem {
         if let Some(softcap) = self.softcap.filter(|cap| !cap.is_finite() || *cap <= 0.0) {
             return Err(ProblemError::Softcap { softcap });
         }
-        if let Some(p) = self.dropout.filter(|p| !(0.0..1.0).contains(p)) {
+        if let Some(Dropout { p, .. }) = self.dropout.filter(|d| !(0.0..1.0).contains(&d.p)) {
             return Err(ProblemError::Dropout { p });
         }
-        for (what, given) in
-            [("a boolean mask", self.boolean_mask.is_some()), ("bias", self.bias.is_some())]
-        {
+        let keep = self.dropout.is_some_and(|dropout| dropout.mask == DropoutMask::Given);
+        for (what, given) in [
+            ("a boolean mask", self.boolean_mask.is_some()),
+            ("bias", self.bias.is_some()),
+            ("keep", keep),
+        ] {
             if given && self.lengths == Lengths::Packed {
                 return Err(ProblemError::PackedPairs { what });
             }

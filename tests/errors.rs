@@ -87,7 +87,7 @@ fn numbers_out_of_range_are_refused() {
     for (p, shown) in [(1.0, "1"), (-0.25, "-0.25"), (f32::NAN, "NaN")] {
         let message = format!("dropout ({shown}) is not in [0, 1)");
         let wanted = |error: &ProblemError| matches!(error, ProblemError::Dropout { .. });
-        ill_formed(square().dropout(p), wanted, &message);
+        ill_formed(square().with_dropout(p), wanted, &message);
     }
     let message = "a sliding window counts the token itself: its width is at least 1, not 0";
     assert_eq!(says(Mask::from_sliding_window(0), message), ProblemError::EmptyWindow);
@@ -129,7 +129,8 @@ fn strides_that_overlap_or_reach_too_far_are_refused() {
 fn options_that_are_not_built_are_refused_everywhere() {
     let message = |what| format!("{what} is not supported yet");
     let data = [0.0; 24];
-    for (problem, what) in [(square().dropout(0.0), "dropout"), (square().dropout(0.5), "dropout")]
+    for (problem, what) in
+        [(square().with_dropout(0.0), "dropout"), (square().with_dropout(0.5), "dropout")]
     {
         assert_eq!(problem.validate(), Ok(()), "{what} is well-formed");
         let wanted = PlanError::NotSupported { what };
@@ -715,5 +716,8 @@ fn the_cpu_path_refuses_what_the_kernels_refuse() {
         refused(&problem.clone().with_weights(), Algorithm::Flash),
         "flash does not give weights"
     );
-    assert_eq!(refused(&problem.dropout(0.5), Algorithm::Auto), "dropout is not supported yet");
+    assert_eq!(
+        refused(&problem.with_dropout(0.5), Algorithm::Auto),
+        "dropout is not supported yet"
+    );
 }

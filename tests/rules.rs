@@ -774,7 +774,7 @@ fn rule_30_misuse_is_a_typed_error_and_no_option_is_ignored() {
     // What no kernel has.
     let later =
         |error: &Error| matches!(error, Error::Plan(PlanError::NotSupported { what: "dropout" }));
-    refused(&base.clone().dropout(0.1), none(), &later);
+    refused(&base.clone().with_dropout(0.1), none(), &later);
     let lacks = |error: &Error| matches!(error, Error::Plan(PlanError::AlgorithmLacks { .. }));
     let problem = base.with_weights();
     for target in Target::ALL.into_iter().filter(|target| !target.gives(&problem)) {
