@@ -1,6 +1,7 @@
 //! The entry point.
 
 use crate::append::Append;
+use crate::backward::Backward;
 use crate::device::{Capabilities, DeviceClass};
 use crate::dispatch::Dispatch;
 use crate::error::{BindError, PlanError};
@@ -169,6 +170,14 @@ impl Attention {
         algorithm: Algorithm,
     ) -> Result<Plan, PlanError> {
         layer.plan(&self.capabilities, algorithm)
+    }
+
+    /// Kernels for the gradients of an attention.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan).
+    pub fn plan_backward(&self, backward: &Backward) -> Result<Plan, PlanError> {
+        Plan::backward(backward, &self.capabilities)
     }
 
     /// The steps of a merge of partial results: `out_parts` and `lse_parts` to `out`, and `lse` where it is asked for.

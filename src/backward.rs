@@ -5,6 +5,11 @@ use crate::error::ProblemError;
 use crate::layout::Strides;
 use crate::problem::Problem;
 
+mod empty;
+mod plan;
+mod products;
+mod sums;
+
 /// Gradients of an attention: from what it read and wrote, and the gradients of out (and lse), to those of q, k and v,
 /// and where asked of bias, sinks and ALiBi slopes.
 ///

@@ -52,7 +52,6 @@ pub struct ScoreFunction {
 /// The derivative of a score function by the score.
 #[derive(Clone)]
 pub(crate) struct Derivative {
-    #[expect(dead_code, reason = "kernels of gradients come next")]
     pub(crate) wgsl: Arc<str>,
     twin: Arc<dyn Fn(f64, Pair) -> f64 + Send + Sync>,
 }
@@ -219,7 +218,7 @@ pub(crate) fn buffers<'a>(
 pub(crate) const LOOP_CHECK: &str = " if loop_budget == 0u { break; } loop_budget -= 1u; ";
 
 /// Names of the kernels' own bindings.
-const BOUND: [&str; 14] = [
+const BOUND: [&str; 21] = [
     "params",
     "q",
     "k",
@@ -234,6 +233,13 @@ const BOUND: [&str; 14] = [
     "classes",
     "partial_out",
     "partial_lse",
+    "x",
+    "d_out",
+    "d_lse",
+    "stats",
+    "d_scores",
+    "d_biased",
+    "sums",
 ];
 
 /// Whether a buffer may be called this: an identifier that no kernel's own binding has.

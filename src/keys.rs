@@ -97,6 +97,7 @@ impl ProblemKey {
             mask,
             bias,
             score,
+            derivative: _,
             visible,
             buffers,
             classes: _,

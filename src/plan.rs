@@ -1,5 +1,6 @@
 //! How a problem will run: kernels, constants, workgroups. Pure data, no GPU needed.
 
+use crate::backward::Backward;
 use crate::blocks::BindingLimit;
 use crate::cost::Cost;
 use crate::device::{Capabilities, DeviceClass};
@@ -150,6 +151,14 @@ impl Plan {
         Ok(planner.finish(cost, known, buffers(problem)))
     }
 
+    /// Chooses kernels for the gradients of an attention on a device with `capabilities`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn backward(backward: &Backward, capabilities: &Capabilities) -> Result<Self, PlanError> {
+        backward.plan(capabilities)
+    }
+
     /// Bytes that an operand needs; 0 of one that the plan does not use.
     pub fn operand_bytes(&self, operand: Operand) -> u64 {
         self.operands().iter().find(|need| need.operand == operand).map_or(0, |need| need.bytes)
@@ -232,7 +241,7 @@ impl Plan {
 }
 
 /// What the caller may give for a problem.
-fn operands(problem: &Problem) -> Vec<Operand> {
+pub(crate) fn operands(problem: &Problem) -> Vec<Operand> {
     let (q_lens, kv_lens) = match problem.lengths {
         Lengths::PerSequence { q, kv } => (q, kv),
         _ => (false, false),
@@ -260,7 +269,7 @@ fn operands(problem: &Problem) -> Vec<Operand> {
 }
 
 /// Names of the buffers of a problem's functions.
-fn buffers(problem: &Problem) -> Vec<Arc<str>> {
+pub(crate) fn buffers(problem: &Problem) -> Vec<Arc<str>> {
     let buffers = problem.function_buffers().expect("validated");
     buffers.into_iter().map(|(name, _)| name).collect()
 }

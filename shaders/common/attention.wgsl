@@ -21,6 +21,11 @@ struct Params {
     tables_base: u32, sequences_at: u32, rows_at: u32, slopes_at: u32, slopes_batch: u32, sinks_at: u32,
     pages_at: u32, pages_row: u32,
     classes_base: u32, classes_at: u32, classes_batch: u32, classes_head: u32, classes_row: u32,
+    x_base: u32, x_batch: u32, x_head: u32, x_row: u32,
+    d_out_base: u32, d_out_batch: u32, d_out_head: u32, d_out_row: u32, d_lse_base: u32, stats_base: u32,
+    d_scores_base: u32, d_biased_base: u32,
+    sums_base: u32, sums_batch: u32, sums_head: u32, sums_row: u32, sums_key: u32,
+    sum_batch: u32, sum_heads: u32, sum_rows: u32, elements: u32,
     accumulate: u32, neg_infinity: u32, rows_each: u32,
     band_begin: i32, band_end: i32, diagonal: i32, scale: f32, softcap: f32,
 }

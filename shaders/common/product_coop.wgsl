@@ -1,4 +1,4 @@
-// c[m, n] = sum over k of a[m, k] * b[n, k] on matrix units: products of f16 fragments, sums in f32.
+// c[m, n] = sum over parts and k of a[m, k] * b[n, k] on matrix units: products of f16 fragments, sums in f32.
 // One workgroup owns 4 x 4 fragments, of which a subgroup owns 2 x 2; where there are fewer than 4 subgroups, quarters
 // take turns. Chunks of 32 k pass through workgroup memory, and c on its way out, half of the columns at a time.
 // a is taken A_SCALE times: weights are 1 at most, and small ones keep their digits in f16.
@@ -6,9 +6,10 @@
 // pair adds nothing even if b is NaN: there, what is no finite f16 is 0.
 // SPLIT: an input is the sum of two f16, of which the second holds 2^11 times the rest; of the four products the three
 // large ones are added up.
-// Expects: SIZE, BLOCK_M, BLOCK_N, THREADS, GUARD, SPLIT, B_ALONG_N, A_SCALE, FragmentA, FragmentB, FragmentC,
+// Expects: SIZE, BLOCK_M, BLOCK_N, THREADS, GUARD, SPLIT, A_ALONG_M, B_ALONG_N, A_SCALE, FragmentA, FragmentB, FragmentC,
 // finite_half, high_half, nearest_half;
-// fetch_a4(m, k), fetch_b4(n, k): 4 k from one row, 0 past the end; emit(m, n, c).
+// fetch_a4(m, k), fetch_b4(n, k): 4 k from one row, 0 past the end; start_part(part), before those of a
+// part; emit(m, n, c).
 // Provides: CHUNK, Invocation, product.
 const CHUNK: u32 = 32u;
 const CHUNK4: u32 = CHUNK / 4u;
@@ -66,7 +67,7 @@ fn put_b4(at: u32, x: vec4<f32>) {
 }
 
 fn product(invocation: Invocation, m_first: u32, n_first: u32, m_len: u32, n_len: u32,
-           k_begin: u32, k_end: u32, plain_begin: u32, plain_end: u32) {
+           k_begin: u32, k_end: u32, plain_begin: u32, plain_end: u32, parts: u32) {
     for (var turn = 0u; turn < 4u; turn += invocation.subgroups) {
         let quarter = turn + invocation.subgroup;
         let works = quarter < 4u;
@@ -74,46 +75,50 @@ fn product(invocation: Invocation, m_first: u32, n_first: u32, m_len: u32, n_len
         let b_from = quarter % 2u * HALF * PITCH;
         var c: array<FragmentC, 4>;
         var small: array<FragmentC, 4>;
-        for (var k = k_begin; k < k_end; k += CHUNK) {
-            workgroupBarrier();
-            for (var i = invocation.lane; i < BLOCK_M * CHUNK4; i += THREADS) {
-                let a = fetch_a4(m_first + i / CHUNK4, k + i % CHUNK4 * 4u);
-                put_a4(i / CHUNK4 * PITCH + i % CHUNK4 * 4u, A_SCALE * a);
-            }
-            let edge = GUARD && (k < plain_begin || k + CHUNK > plain_end);
-            for (var i = invocation.lane; i < BLOCK_N * CHUNK4; i += THREADS) {
-                let n = select(i / CHUNK4, i % BLOCK_N, B_ALONG_N);
-                let k4 = select(i % CHUNK4, i / BLOCK_N, B_ALONG_N);
-                var x = fetch_b4(n_first + n, k + k4 * 4u);
-                if edge { x = finite_half(x); }
-                put_b4(n * PITCH + k4 * 4u, x);
-            }
-            workgroupBarrier();
-            if works {
-                for (var d = 0u; d < K_FRAGMENTS; d++) {
-                    let a0 = coopLoadT<FragmentA>(&a_tile[a_from + d * SIZE], PITCH);
-                    let a1 = coopLoadT<FragmentA>(&a_tile[a_from + SIZE * PITCH + d * SIZE], PITCH);
-                    let b0 = coopLoad<FragmentB>(&b_tile[b_from + d * SIZE], PITCH);
-                    let b1 = coopLoad<FragmentB>(&b_tile[b_from + SIZE * PITCH + d * SIZE], PITCH);
-                    c[0] = coopMultiplyAdd(a0, b0, c[0]);
-                    c[1] = coopMultiplyAdd(a0, b1, c[1]);
-                    c[2] = coopMultiplyAdd(a1, b0, c[2]);
-                    c[3] = coopMultiplyAdd(a1, b1, c[3]);
-                    if SPLIT {
-                        const A_LOW = (PARTS - 1u) * BLOCK_M * PITCH;
-                        const B_LOW = (PARTS - 1u) * BLOCK_N * PITCH;
-                        let low0 = coopLoadT<FragmentA>(&a_tile[A_LOW + a_from + d * SIZE], PITCH);
-                        let low1 = coopLoadT<FragmentA>(&a_tile[A_LOW + a_from + SIZE * PITCH + d * SIZE], PITCH);
-                        small[0] = coopMultiplyAdd(low0, b0, small[0]);
-                        small[1] = coopMultiplyAdd(low0, b1, small[1]);
-                        small[2] = coopMultiplyAdd(low1, b0, small[2]);
-                        small[3] = coopMultiplyAdd(low1, b1, small[3]);
-                        let rest0 = coopLoad<FragmentB>(&b_tile[B_LOW + b_from + d * SIZE], PITCH);
-                        let rest1 = coopLoad<FragmentB>(&b_tile[B_LOW + b_from + SIZE * PITCH + d * SIZE], PITCH);
-                        small[0] = coopMultiplyAdd(a0, rest0, small[0]);
-                        small[1] = coopMultiplyAdd(a0, rest1, small[1]);
-                        small[2] = coopMultiplyAdd(a1, rest0, small[2]);
-                        small[3] = coopMultiplyAdd(a1, rest1, small[3]);
+        for (var part = 0u; part < parts; part++) {
+            start_part(part);
+            for (var k = k_begin; k < k_end; k += CHUNK) {
+                workgroupBarrier();
+                for (var i = invocation.lane; i < BLOCK_M * CHUNK4; i += THREADS) {
+                    let m = select(i / CHUNK4, i % BLOCK_M, A_ALONG_M);
+                    let k4 = select(i % CHUNK4, i / BLOCK_M, A_ALONG_M);
+                    put_a4(m * PITCH + k4 * 4u, A_SCALE * fetch_a4(m_first + m, k + k4 * 4u));
+                }
+                let edge = GUARD && (k < plain_begin || k + CHUNK > plain_end);
+                for (var i = invocation.lane; i < BLOCK_N * CHUNK4; i += THREADS) {
+                    let n = select(i / CHUNK4, i % BLOCK_N, B_ALONG_N);
+                    let k4 = select(i % CHUNK4, i / BLOCK_N, B_ALONG_N);
+                    var x = fetch_b4(n_first + n, k + k4 * 4u);
+                    if edge { x = finite_half(x); }
+                    put_b4(n * PITCH + k4 * 4u, x);
+                }
+                workgroupBarrier();
+                if works {
+                    for (var d = 0u; d < K_FRAGMENTS; d++) {
+                        let a0 = coopLoadT<FragmentA>(&a_tile[a_from + d * SIZE], PITCH);
+                        let a1 = coopLoadT<FragmentA>(&a_tile[a_from + SIZE * PITCH + d * SIZE], PITCH);
+                        let b0 = coopLoad<FragmentB>(&b_tile[b_from + d * SIZE], PITCH);
+                        let b1 = coopLoad<FragmentB>(&b_tile[b_from + SIZE * PITCH + d * SIZE], PITCH);
+                        c[0] = coopMultiplyAdd(a0, b0, c[0]);
+                        c[1] = coopMultiplyAdd(a0, b1, c[1]);
+                        c[2] = coopMultiplyAdd(a1, b0, c[2]);
+                        c[3] = coopMultiplyAdd(a1, b1, c[3]);
+                        if SPLIT {
+                            const A_LOW = (PARTS - 1u) * BLOCK_M * PITCH;
+                            const B_LOW = (PARTS - 1u) * BLOCK_N * PITCH;
+                            let low0 = coopLoadT<FragmentA>(&a_tile[A_LOW + a_from + d * SIZE], PITCH);
+                            let low1 = coopLoadT<FragmentA>(&a_tile[A_LOW + a_from + SIZE * PITCH + d * SIZE], PITCH);
+                            small[0] = coopMultiplyAdd(low0, b0, small[0]);
+                            small[1] = coopMultiplyAdd(low0, b1, small[1]);
+                            small[2] = coopMultiplyAdd(low1, b0, small[2]);
+                            small[3] = coopMultiplyAdd(low1, b1, small[3]);
+                            let rest0 = coopLoad<FragmentB>(&b_tile[B_LOW + b_from + d * SIZE], PITCH);
+                            let rest1 = coopLoad<FragmentB>(&b_tile[B_LOW + b_from + SIZE * PITCH + d * SIZE], PITCH);
+                            small[0] = coopMultiplyAdd(a0, rest0, small[0]);
+                            small[1] = coopMultiplyAdd(a0, rest1, small[1]);
+                            small[2] = coopMultiplyAdd(a1, rest0, small[2]);
+                            small[3] = coopMultiplyAdd(a1, rest1, small[3]);
+                        }
                     }
                 }
             }

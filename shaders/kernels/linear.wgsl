@@ -18,6 +18,8 @@ fn fetch_b4(n: u32, k: u32) -> vec4<f32> {
     return load_w4(params.w_base + min(n, params.outputs - 1u) * params.w_row + k, params.inputs - k);
 }
 
+fn start_part(part: u32) {}
+
 fn emit(m: u32, n: u32, c: f32) {
     y[params.y_base + m * params.y_row + n] = with_bias(c, n);
 }
@@ -27,5 +29,5 @@ fn linear_kernel(invocation: Invocation) {
     let id = params.workgroup_first + invocation.group.y * params.grid_width + invocation.group.x;
     if id >= params.workgroups { return; }
     product(invocation, id % params.tiles * BLOCK_M, id / params.tiles * BLOCK_N, params.rows, params.outputs,
-            0u, params.inputs, 0u, params.inputs);
+            0u, params.inputs, 0u, params.inputs, 1u);
 }

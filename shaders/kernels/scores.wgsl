@@ -18,6 +18,8 @@ fn fetch_b4(n: u32, k: u32) -> vec4<f32> {
     return load_k4(k_at(k_first, kv_batch, min(n, params.kv_len - 1u), 0u, false) + k, HEAD_DIM - k);
 }
 
+fn start_part(part: u32) {}
+
 fn emit(m: u32, n: u32, c: f32) {
     scores[scores_first + m * params.scores_row + n] = c;
 }
@@ -39,5 +41,5 @@ fn scores_kernel(invocation: Invocation) {
     kv_batch = batch;
     k_first = k_head_at(batch, kv_head_of(head));
     scores_first = params.scores_base + batch * params.scores_batch + head * params.scores_head + params.kv_first;
-    product(invocation, m, n, params.q_len, params.kv_len, 0u, HEAD_DIM, 0u, HEAD_DIM);
+    product(invocation, m, n, params.q_len, params.kv_len, 0u, HEAD_DIM, 0u, HEAD_DIM, 1u);
 }

@@ -22,6 +22,8 @@ fn fetch_b4(n: u32, k: u32) -> vec4<f32> {
                      load_v(v_at(column, kv_batch, min(k + 3u, last), 0u, false)));
 }
 
+fn start_part(part: u32) {}
+
 fn emit(m: u32, n: u32, c: f32) { put_out(out_first + m * params.out_row + n, c); }
 
 @compute @workgroup_size(THREADS)
@@ -40,5 +42,5 @@ fn values_kernel(invocation: Invocation) {
     scores_first = params.scores_base + batch * params.scores_batch + head * params.scores_head + params.kv_first;
     product(invocation, m, n, params.q_len, V_HEAD_DIM,
             block_begin(batch, m) / CHUNK * CHUNK, block_end(batch, last),
-            select(block_begin(batch, last), 0u, PAIRS), select(block_end(batch, m), 0u, PAIRS));
+            select(block_begin(batch, last), 0u, PAIRS), select(block_end(batch, m), 0u, PAIRS), 1u);
 }

@@ -93,6 +93,7 @@ fn features(choice: &Choice, native_f16: bool) -> Features {
         bias: [None, Some(DType::F32), Some(DType::F16), Some(DType::BF16)][bias],
         buffers: score.iter().chain(&visible).flat_map(|t| t.buffers.clone()).take(1).collect(),
         score,
+        derivative: None,
         visible,
         classes,
         lse: lse == 1,

@@ -45,6 +45,8 @@ pub(crate) struct Features {
     pub(crate) mask: Option<MaskFormat>,
     pub(crate) bias: Option<DType>,
     pub(crate) score: Option<Text>,
+    /// Of the score function, where gradients are made.
+    pub(crate) derivative: Option<Text>,
     pub(crate) visible: Option<Text>,
     /// Buffers of the two functions.
     pub(crate) buffers: Vec<(Arc<str>, &'static str)>,
@@ -59,7 +61,9 @@ pub(crate) struct Features {
 /// Which features a kernel has a use for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Uses {
-    /// What rows see, and where keys and values lie.
+    /// What rows see.
+    Rows,
+    /// That, and where keys and values lie.
     Keys,
     /// What rows see, the scores of pairs and which are visible.
     Pairs,
@@ -95,6 +99,7 @@ impl Features {
             mask: problem.boolean_mask.map(|mask| mask.format),
             bias: problem.bias.map(|bias| bias.dtype),
             score: problem.score_function.as_ref().map(|function| function.text.clone()),
+            derivative: None,
             visible: problem.mask_function.as_ref().map(|function| function.text.clone()),
             buffers: problem.function_buffers().expect("validated"),
             classes: false,
@@ -118,12 +123,35 @@ impl Features {
             mask: None,
             bias: None,
             score: None,
+            derivative: None,
             visible: None,
             buffers: Vec::new(),
             classes: false,
             lse: false,
             sums: false,
             scores: None,
+        }
+    }
+
+    /// The same of which kernels make gradients: their own results, without a cache's keys.
+    pub(super) fn differentiable(&self) -> Self {
+        let kv = if matches!(self.kv, Element::Q8 | Element::Q4) { self.q } else { self.kv };
+        let derivative = self.score.as_ref().map(|score| Text {
+            wgsl:
+                "fn d_score(s: f32, batch: u32, head: u32, q_pos: u32, kv_pos: u32) -> f32 {\n    \
+                   return 1.0;\n}\n"
+                    .into(),
+            ..score.clone()
+        });
+        Self {
+            kv,
+            derivative,
+            page_len: None,
+            classes: false,
+            lse: false,
+            sums: false,
+            scores: None,
+            ..self.clone()
         }
     }
 
@@ -163,6 +191,7 @@ impl Features {
     /// Whether the kernel binds the table of small inputs.
     pub(crate) fn binds_tables(&self, uses: Uses) -> bool {
         let (keys, pairs, sinks, classes) = match uses {
+            Uses::Rows => (false, false, false, false),
             Uses::Keys => (true, false, false, false),
             Uses::Pairs => (false, true, false, false),
             Uses::Softmax => (false, true, true, false),
@@ -179,7 +208,7 @@ impl Features {
 
     /// Whether the kernel binds masks, biases and the callers' buffers.
     pub(crate) fn binds_pairs(uses: Uses) -> bool {
-        !matches!(uses, Uses::Keys | Uses::Sinks)
+        !matches!(uses, Uses::Rows | Uses::Keys | Uses::Sinks)
     }
 
     /// The bindings that come after a kernel's own: tables, mask, bias, the functions' buffers.
@@ -235,7 +264,7 @@ impl Features {
 
     /// Adds the score of a pair and whether it is visible.
     pub(super) fn add_pairs(&self, mut source: Source) -> Source {
-        let functions = [&self.score, &self.visible].into_iter().flatten();
+        let functions = [&self.score, &self.derivative, &self.visible].into_iter().flatten();
         let (mut checked, mut loops) = (false, false);
         for text in functions {
             checked |= !text.unchecked;
@@ -287,6 +316,20 @@ impl Features {
                 file!("mask/no_function.wgsl"),
             ))
             .file(file!("score/pair.wgsl"))
+    }
+}
+
+impl Features {
+    /// Adds the score of a pair and its derivatives, after [`add_pairs`](Self::add_pairs).
+    pub(super) fn add_pair_gradients(&self, source: Source) -> Source {
+        let cap =
+            if self.softcap { file!("gradient/cap.wgsl") } else { file!("gradient/no_cap.wgsl") };
+        let function = if self.score.is_some() {
+            file!("gradient/function.wgsl")
+        } else {
+            file!("gradient/no_function.wgsl")
+        };
+        source.file(cap).file(function).file(file!("gradient/pair.wgsl"))
     }
 }
 

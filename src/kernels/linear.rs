@@ -1,5 +1,6 @@
 //! A tiled matrix product with bias: the projections.
 
+use super::staged::Factors;
 use super::{Binding, Element, Kernel, Product, params};
 use crate::shader::{Source, file};
 use crate::tuning::Tuning;
@@ -31,7 +32,10 @@ impl From<Linear> for Kernel {
         bindings.extend(c.bias.then(|| Binding::read("bias", "f32")));
         Self {
             name: "linear",
-            source: c.product.add_to(source, false, false).file(file!("kernels/linear.wgsl")),
+            source: c
+                .product
+                .add_to(source, false, Factors::default())
+                .file(file!("kernels/linear.wgsl")),
             bindings,
             fields: LinearParams::FIELDS,
             workgroup_size: c.product.workgroup_size(),

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 
 mod append;
+mod backward;
 mod callers;
 mod coop;
 mod covering;
@@ -19,6 +20,7 @@ mod staged;
 mod tables;
 
 pub(crate) use append::{Advance, AdvanceParams, Append, AppendParams, Rotate, RotateParams};
+pub(crate) use backward::{Delta, KeyGradients, PairSums, SinkGradients, SoftmaxGradient, Summed};
 pub(crate) use coop::{FlashCoop, Fragments};
 pub(crate) use decode::{DecodeLane, DecodeTeam};
 pub(crate) use element::Element;
@@ -197,6 +199,7 @@ pub fn all(capabilities: &crate::Capabilities) -> Vec<Kernel> {
     kernels.extend(merge::variants(&tuning, &covering, capabilities.f16));
     kernels.extend(tables::variants(&tuning, &covering));
     kernels.extend(append::variants(capabilities.f16));
+    kernels.extend(backward::variants(&tuning, &covering));
     if let Some(matrices) = capabilities.matrices {
         kernels.extend(coop::variants(matrices.size, matrices.subgroup_size, &covering));
     }

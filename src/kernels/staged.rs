@@ -52,26 +52,38 @@ impl Product {
         }
     }
 
-    /// Adds the product's constants and file. `weights`: a is weights and b contiguous along n; `guard`: some of them
-    /// are 0 because a pair is excluded.
-    pub(super) fn add_to(self, source: Source, guard: bool, weights: bool) -> Source {
+    /// Adds the product's constants and file. `guard`: some of a are 0 because a pair is excluded.
+    pub(super) fn add_to(self, source: Source, guard: bool, factors: Factors) -> Source {
         let (block_m, block_n) = self.block();
         let source =
             source.constant("BLOCK_M", block_m).constant("BLOCK_N", block_n).flag("GUARD", guard);
         match self {
             Self::Tile { tile_m, .. } => source
                 .constant("TILE_M", tile_m)
-                .flag("B_ALONG_N", weights)
+                .flag("A_ALONG_M", factors.a_along_m)
+                .flag("B_ALONG_N", factors.b_along_n)
                 .file(file!("common/product_tile.wgsl")),
             Self::Lane { .. } => source.file(file!("common/product_lane.wgsl")),
             Self::Coop(fragments) => fragments
                 .add_to(source)
                 .constant("THREADS", fragments.threads())
-                .flag("B_ALONG_N", weights)
-                .real("A_SCALE", if weights { "32768.0" } else { "1.0" })
+                .flag("A_ALONG_M", factors.a_along_m)
+                .flag("B_ALONG_N", factors.b_along_n)
+                .real("A_SCALE", if factors.weights { "32768.0" } else { "1.0" })
                 .file(file!("common/product_coop.wgsl")),
         }
     }
+}
+
+/// How the factors of a product lie.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Factors {
+    /// a is contiguous along m, not along k.
+    pub(super) a_along_m: bool,
+    /// b is contiguous along n, not along k.
+    pub(super) b_along_n: bool,
+    /// a is of weights, 1 at most.
+    pub(super) weights: bool,
 }
 
 /// First stage: `kernels/scores.wgsl`.
@@ -97,7 +109,10 @@ impl From<Scores<'_>> for Kernel {
         bindings.extend(features.bindings(Uses::Keys));
         Self {
             name: "scores",
-            source: c.product.add_to(source, false, false).file(file!("kernels/scores.wgsl")),
+            source: c
+                .product
+                .add_to(source, false, Factors::default())
+                .file(file!("kernels/scores.wgsl")),
             bindings,
             fields: AttentionParams::FIELDS,
             workgroup_size: c.product.workgroup_size(),
@@ -176,11 +191,12 @@ impl From<Values<'_>> for Kernel {
         let source = source.files(load_scores).files(load_v).files(store_out);
         let mut bindings = vec![Binding::PARAMS, scores, v, out];
         bindings.extend(features.bindings(Uses::Keys));
+        let factors = Factors { b_along_n: true, weights: true, ..Factors::default() };
         Self {
             name: "values",
             source: c
                 .product
-                .add_to(source, features.hides(), true)
+                .add_to(source, features.hides(), factors)
                 .file(file!("kernels/values.wgsl")),
             bindings,
             fields: AttentionParams::FIELDS,
