@@ -6,6 +6,7 @@ use crate::layout::Strides;
 use crate::problem::Problem;
 
 mod empty;
+mod fused;
 mod plan;
 mod products;
 mod sums;

@@ -2,7 +2,8 @@
 
 use crate::device::{Capabilities, DeviceClass};
 use crate::kernels::{
-    DecodeLane, DecodeTeam, Features, FlashCoop, FlashLane, FlashTile, Fragments, Kernel, Product,
+    DecodeLane, DecodeTeam, Features, FlashCoop, FlashLane, FlashTile, Fragments, Gradient,
+    GradientTile, GradientsLane, Kernel, Product,
 };
 
 /// Which fused kernel, and its tile.
@@ -255,6 +256,63 @@ impl Tuning {
                     .into()
             }
         }
+    }
+
+    /// What fused kernels of gradients there are: of keys and values apart where both sums do not fit the registers.
+    pub(crate) fn gradients(&self) -> &'static [Gradient] {
+        match self.flash {
+            Flash::Lane { .. } => &[Gradient::Queries, Gradient::KeysAndValues],
+            _ => &[Gradient::Queries, Gradient::Keys, Gradient::Values],
+        }
+    }
+
+    /// Whether fused kernels of gradients are for these: what happens to heavy pairs takes the registers that sums would,
+    /// and whole rows are of heads that the forward kernel takes whole.
+    pub(crate) fn has_gradients(&self, features: &Features, dims: [u32; 2]) -> bool {
+        match self.flash {
+            Flash::Lane { widest, .. } => dims.into_iter().max() <= Some(widest),
+            _ => !features.is_heavy(),
+        }
+    }
+
+    /// Rows or keys of a workgroup of a fused kernel of gradients, and workgroups that share them by columns.
+    pub(crate) fn gradient_block(&self, gradient: Gradient, dims: [u32; 2]) -> (u32, u64) {
+        let columns = match self.flash {
+            Flash::Lane { block_q, .. } => return (block_q, 1),
+            Flash::Tile { v_columns, .. } => v_columns,
+            Flash::Coop(_) => TILE.1,
+        };
+        let width = dims[usize::from(gradient == Gradient::Values)];
+        (TILE.0, width.div_ceil(columns).into())
+    }
+
+    /// A fused kernel of gradients.
+    pub(crate) fn gradient_kernel(
+        &self,
+        features: &Features,
+        gradient: Gradient,
+        [head_dim, v_head_dim]: [u32; 2],
+        vec4: bool,
+    ) -> Kernel {
+        let (block, _) = self.gradient_block(gradient, [head_dim, v_head_dim]);
+        let columns = match self.flash {
+            Flash::Lane { .. } => {
+                let rolled = self.rolled;
+                return GradientsLane {
+                    features,
+                    gradient,
+                    head_dim,
+                    v_head_dim,
+                    block,
+                    rolled,
+                    vec4,
+                }
+                .into();
+            }
+            Flash::Tile { v_columns, .. } => v_columns,
+            Flash::Coop(_) => TILE.1,
+        };
+        GradientTile { features, gradient, head_dim, v_head_dim, block, columns, vec4 }.into()
     }
 
     /// The fused kernel for these sizes.

@@ -23,6 +23,7 @@ struct Params {
     classes_base: u32, classes_at: u32, classes_batch: u32, classes_head: u32, classes_row: u32,
     x_base: u32, x_batch: u32, x_head: u32, x_row: u32,
     d_out_base: u32, d_out_batch: u32, d_out_head: u32, d_out_row: u32, d_lse_base: u32, stats_base: u32,
+    d_k_base: u32, d_k_batch: u32, d_k_head: u32, d_k_row: u32, d_v_base: u32, d_v_batch: u32, d_v_head: u32, d_v_row: u32,
     d_scores_base: u32, d_biased_base: u32,
     sums_base: u32, sums_batch: u32, sums_head: u32, sums_row: u32, sums_key: u32,
     sum_batch: u32, sum_heads: u32, sum_rows: u32, elements: u32,

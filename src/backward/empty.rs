@@ -1,6 +1,6 @@
 //! Gradients where no query meets a key.
 
-use super::plan::{BackwardPlanner, GradientViews, Matrices, STATS, outer};
+use super::plan::{BackwardPlanner, GradientViews, STATS, outer};
 use crate::blocks::{Chunk, Extent, View};
 use crate::error::PlanError;
 use crate::forward::Views;
@@ -108,10 +108,9 @@ impl BackwardPlanner<'_, '_> {
         let limit = self.task.to.limit();
         let chunk = Chunk::fit(&shape, limit, self.task.problem.batch_invariant, &tensors)?;
         let stats = self.task.to.region();
-        let matrices = Matrices { scores: stats, d_scores: stats, d_biased: None, stats };
         for block in chunk.blocks(&shape) {
             self.delta(&block, stats)?;
-            self.sink_gradients(&block, &matrices)?;
+            self.sink_gradients(&block, stats)?;
         }
         Ok(())
     }

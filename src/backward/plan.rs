@@ -91,6 +91,12 @@ impl Planner<'_> {
         if s.batch == 0 || s.q_len == 0 || s.kv_len == 0 {
             return task.nothing();
         }
+        let mark = task.task.to.mark();
+        // What one has no room for, another may.
+        if matches!(task.fused(), Ok(Some(()))) {
+            return Ok(());
+        }
+        task.task.to.rewind(mark);
         task.staged()
     }
 }
@@ -153,22 +159,29 @@ impl BackwardPlanner<'_, '_> {
             }
             self.pair_sums(&block, &matrices)?;
             if self.backward.d_sinks {
-                self.sink_gradients(&block, &matrices)?;
+                self.sink_gradients(&block, matrices.stats)?;
             }
         }
         Ok(())
     }
 
-    /// As many rows as every tensor of them fits a binding, and whether keys' sums take several steps.
-    fn chunk(&self) -> Result<(Chunk, bool), PlanError> {
-        let (task, shape, limit) = (&self.task, self.task.shape, self.task.to.limit());
+    /// Extents of what kernels of gradients bind.
+    pub(super) fn extents(&self) -> Vec<(&'static str, Extent)> {
         let GradientViews { d_out, d_q, d_k, d_v } = self.gradients;
-        let mut tensors = task.extents(true);
-        tensors.push(("lse", Extent::Queries(task.lse_view())));
+        let mut tensors = self.task.extents(true);
+        tensors.push(("lse", Extent::Queries(self.task.lse_view())));
         tensors.push(("d_out", Extent::Queries(d_out)));
         tensors.push(("d_q", Extent::Queries(d_q)));
         tensors.push(("d_k", Extent::Keys(d_k)));
         tensors.push(("d_v", Extent::Keys(d_v)));
+        tensors
+    }
+
+    /// As many rows as every tensor of them fits a binding, and whether keys' sums take several steps.
+    fn chunk(&self) -> Result<(Chunk, bool), PlanError> {
+        let (task, shape, limit) = (&self.task, self.task.shape, self.task.to.limit());
+        let GradientViews { d_k, d_v, .. } = self.gradients;
+        let mut tensors = self.extents();
         let (block_m, block_n) = task.tuning.product.block();
         tensors.extend(task.walk(block_m, 2 * u64::from(block_n) + ELEMENT));
         let pitch = u64::from(shape.kv_len.next_multiple_of(4));

@@ -146,7 +146,7 @@ impl BackwardPlanner<'_, '_> {
     pub(super) fn sink_gradients(
         &mut self,
         block: &Block,
-        matrices: &Matrices,
+        stats: Operand,
     ) -> Result<(), PlanError> {
         let all_keys = 0..self.task.shape.kv_len;
         let accumulate = block.batch.start > 0 || block.q.start > 0;
@@ -155,10 +155,8 @@ impl BackwardPlanner<'_, '_> {
         let [batch, heads, rows] = block.counts();
         let at = |head: u32| u64::from(head) * ELEMENT_BYTES;
         let sums = at(block.heads.start)..at(block.heads.end);
-        let mut bound = vec![
-            Self::stats(block, matrices.stats),
-            Bound { operand: Operand::DSinks, bytes: sums },
-        ];
+        let mut bound =
+            vec![Self::stats(block, stats), Bound { operand: Operand::DSinks, bytes: sums }];
         let features = Features { sinks: true, ..Features::plain() };
         bound.extend(self.task.shared(&features, Uses::Sinks, block, &all_keys));
         let kernel = SinkGradients { threads: self.task.tuning.row_threads };

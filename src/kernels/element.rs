@@ -93,20 +93,29 @@ impl Element {
 
     /// `out`, written four elements at a time where it may be, or in whole blocks, and the files that store it.
     pub(super) fn write_out(self, vec4: bool) -> (Binding, Vec<File>) {
-        let binding = self.binding("out", Access::ReadWrite, vec4);
-        let half = match self {
-            Self::Q8 => return (binding, vec![file!("store/q8.wgsl")]),
-            Self::Q4 => return (binding, vec![file!("store/q4.wgsl")]),
-            Self::F32 | Self::F16 => None,
+        let (binding, store) = self.write("out", vec4);
+        (binding, self.rounding().into_iter().chain([store]).collect())
+    }
+
+    /// An output, written as `out` is, and the file that stores it, which needs that of [`rounding`](Self::rounding).
+    pub(super) fn write(self, name: &'static str, vec4: bool) -> (Binding, File) {
+        let store = match (self, vec4) {
+            (Self::Q8, _) => file!("store/q8.wgsl"),
+            (Self::Q4, _) => file!("store/q4.wgsl"),
+            (Self::F32 | Self::F16, false) => file!("store/scalar.wgsl"),
+            (Self::F32 | Self::F16, true) => file!("store/vec4.wgsl"),
+            (Self::PackedF16 | Self::PackedBf16, false) => file!("store/half_scalar.wgsl"),
+            (Self::PackedF16 | Self::PackedBf16, true) => file!("store/half_vec4.wgsl"),
+        };
+        (self.binding(name, Access::ReadWrite, vec4), store.of(name))
+    }
+
+    /// What rounds an f32 to an element of 16 bits, where the device cannot.
+    pub(super) fn rounding(self) -> Option<File> {
+        match self {
             Self::PackedF16 => Some(file!("store/half_f16.wgsl")),
             Self::PackedBf16 => Some(file!("store/half_bf16.wgsl")),
-        };
-        let store = match (half.is_some(), vec4) {
-            (false, false) => file!("store/scalar.wgsl"),
-            (false, true) => file!("store/vec4.wgsl"),
-            (true, false) => file!("store/half_scalar.wgsl"),
-            (true, true) => file!("store/half_vec4.wgsl"),
-        };
-        (binding, half.into_iter().chain([store]).collect())
+            _ => None,
+        }
     }
 }

@@ -63,7 +63,7 @@ impl FlashTile<'_> {
     /// Rows of an invocation.
     pub(crate) const TILE_M: u32 = 4;
     /// Elements of a row of a chunk in workgroup memory, padded.
-    const PITCH: u32 = 36;
+    pub(super) const PITCH: u32 = 36;
 }
 
 impl From<FlashTile<'_>> for Kernel {

@@ -13,6 +13,7 @@ mod decode;
 mod element;
 mod features;
 mod flash;
+mod gradients;
 mod linear;
 mod merge;
 mod params;
@@ -26,6 +27,7 @@ pub(crate) use decode::{DecodeLane, DecodeTeam};
 pub(crate) use element::Element;
 pub(crate) use features::{Features, Rows, Uses};
 pub(crate) use flash::{FlashLane, FlashTile};
+pub(crate) use gradients::{Gradient, GradientTile, GradientsLane};
 pub(crate) use linear::{Linear, LinearParams};
 pub(crate) use merge::{Convert, Fill, Merge};
 pub use params::Field;
@@ -200,6 +202,7 @@ pub fn all(capabilities: &crate::Capabilities) -> Vec<Kernel> {
     kernels.extend(tables::variants(&tuning, &covering));
     kernels.extend(append::variants(capabilities.f16));
     kernels.extend(backward::variants(&tuning, &covering));
+    kernels.extend(gradients::variants(&tuning, &covering, capabilities.f16));
     if let Some(matrices) = capabilities.matrices {
         kernels.extend(coop::variants(matrices.size, matrices.subgroup_size, &covering));
     }
