@@ -120,7 +120,8 @@ fn bind(runner: &Runner, feature: &Feature<'_>) -> Dispatch {
         _ => inputs.mask.iter().map(|&shown| shown.into()).collect(),
     });
     let bias = problem.bias.map_or(Vec::new(), |bias| stored(bias.dtype, inputs.bias));
-    let given: [(Give<'_>, Vec<u8>); 10] = [
+    let seed = problem.dropout.map_or(Vec::new(), |_| inputs.seed.to_le_bytes().to_vec());
+    let given: [(Give<'_>, Vec<u8>); 11] = [
         (Tensors::q, stored(problem.dtype, inputs.q)),
         (Tensors::k, stored(problem.kv_dtype, inputs.k)),
         (Tensors::v, stored(problem.kv_dtype, inputs.v)),
@@ -128,6 +129,7 @@ fn bind(runner: &Runner, feature: &Feature<'_>) -> Dispatch {
         (Tensors::bias, bias),
         (Tensors::alibi_slopes, stored(DType::F32, inputs.alibi_slopes)),
         (Tensors::sinks, stored(DType::F32, inputs.sinks)),
+        (Tensors::seed, seed),
         (Tensors::kv_lens, words(inputs.kv_lens)),
         (Tensors::cu_seqlens_q, words(inputs.cu_seqlens_q)),
         (Tensors::cu_seqlens_k, words(inputs.cu_seqlens_k)),

@@ -42,9 +42,10 @@ impl Cost {
         };
         let mask = problem.boolean_mask.map_or(0, |mask| bits(mask.pairs, mask.format.bits()));
         let bias = problem.bias.map_or(0, |bias| bits(bias.pairs, bias.dtype.bits()));
+        let keep = problem.keep_pairs().map_or(0, |pairs| bits(pairs, 8));
         Self {
             flops: head_rows.saturating_mul(visible_pairs(problem)).saturating_mul(2 * widths),
-            bytes: [lse, weights, mask, bias].into_iter().fold(stored, u64::saturating_add),
+            bytes: [lse, weights, mask, bias, keep].into_iter().fold(stored, u64::saturating_add),
         }
     }
 }

@@ -3,7 +3,8 @@
 use crate::function::Pair;
 
 /// Drops attention weights with probability `p` and scales those it keeps by `1 / (1 - p)`: the softmax and its lse
-/// stay as they are. See [Dropout](https://jmlr.org/papers/v15/srivastava14a.html).
+/// stay as they are. A row sees the pairs that are dropped too: of values that are NaN or infinite it may be anything. See
+/// [Dropout](https://jmlr.org/papers/v15/srivastava14a.html).
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Dropout {
@@ -58,12 +59,21 @@ impl Dropout {
     /// assert!((7_300..7_700).contains(&kept));
     /// ```
     pub fn keeps(&self, seed: u64, pair: Pair) -> bool {
-        let [low, high] = seed_words(seed);
-        let key = hash([low, high, pair.batch, pair.head]);
-        let at = [pair.q_pos, pair.kv_pos / 4, 0, 0];
-        let words = hash(std::array::from_fn(|i| key[i].wrapping_add(at[i])));
+        let words = words(head_key(seed, pair.batch, pair.head), pair.q_pos, pair.kv_pos / 4);
         words[(pair.kv_pos % 4) as usize] >= self.threshold()
     }
+}
+
+/// What the random numbers of a head are drawn from.
+pub(crate) fn head_key(seed: u64, batch: u32, head: u32) -> [u32; 4] {
+    let [low, high] = seed_words(seed);
+    hash([low, high, batch, head])
+}
+
+/// The random numbers of a query and of four keys, from `4 * quad` on.
+#[inline(always)]
+pub(crate) fn words([x, y, z, w]: [u32; 4], q_pos: u32, quad: u32) -> [u32; 4] {
+    hash([x.wrapping_add(q_pos), y.wrapping_add(quad), z, w])
 }
 
 /// As buffers hold a seed.
@@ -74,6 +84,7 @@ pub(crate) fn seed_words(seed: u64) -> [u32; 2] {
 }
 
 /// `pcg4d` of [Hash Functions for GPU Rendering](https://jcgt.org/published/0009/03/02/).
+#[inline(always)]
 fn hash(v: [u32; 4]) -> [u32; 4] {
     let mix = |[x, y, z, w]: [u32; 4]| {
         let x = x.wrapping_add(y.wrapping_mul(w));

@@ -53,7 +53,8 @@ impl Planner<'_> {
         algorithm.check(problem)?;
         let gives_matrix = problem.weights || problem.scores.is_some();
         let alone = problem.needs_rows_alone();
-        let staged = gives_matrix || alone || algorithm == Algorithm::Staged;
+        let given = problem.keep_pairs().is_some();
+        let staged = gives_matrix || alone || given || algorithm == Algorithm::Staged;
         let s = problem.tensor_shape();
         if s.batch == 0 || s.q_len == 0 {
             return Ok(());
@@ -227,6 +228,12 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
         self.problem.bias.map(view)
     }
 
+    /// Of a given dropout mask.
+    pub(crate) fn keep_view(&self) -> Option<PairView> {
+        let view = |pairs| PairView { operand: Operand::Keep, pairs, bits: 8 };
+        self.problem.keep_pairs().map(view)
+    }
+
     /// Extents of what every algorithm binds; masks and biases of all keys or of ranges of them.
     pub(crate) fn extents(&self, all_keys: bool) -> Vec<(&'static str, Extent)> {
         let Views { q, k, v, out } = *self.views;
@@ -266,7 +273,7 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
         sizes.max_by_key(|(_, bytes)| *bytes).unwrap_or_default()
     }
 
-    /// What kernels bind after their own: tables, mask, bias, the functions' buffers.
+    /// What kernels bind after their own: tables, keep, mask, bias, the functions' buffers.
     pub(crate) fn shared(
         &self,
         features: &Features,
@@ -277,6 +284,9 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
         let mut bound = Vec::new();
         if features.binds_tables(uses) {
             bound.push(self.tables.bound());
+        }
+        for view in self.keep_view().into_iter().filter(|_| features.binds_keep(uses)) {
+            bound.push(Bound { operand: view.operand, bytes: view.bytes(block, keys).0 });
         }
         if Features::binds_pairs(uses) {
             for view in [self.mask_view(), self.bias_view()].into_iter().flatten() {

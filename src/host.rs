@@ -1,5 +1,6 @@
 //! Tensors in host memory, as the runner takes and gives them.
 
+use crate::dropout::{DropoutMask, seed_words};
 use crate::encoding::{Data, encoded, mask_bytes};
 use crate::error::{BindError, Error};
 use crate::inputs::Inputs;
@@ -123,6 +124,16 @@ impl<'a> Transfer<'a> {
         if let Some(bias) = optional(Operand::Bias, inputs.bias, bias_elements, false)? {
             let dtype = problem.bias.map_or(DType::F32, |bias| bias.dtype);
             transfer.give(Operand::Bias, encoded(bias, dtype));
+        }
+        let keep_elements = problem.keep_pairs().map(pairs);
+        if let Some(keep) = optional(Operand::Keep, inputs.keep, keep_elements, true)? {
+            transfer.give(Operand::Keep, Data::Bytes(mask_bytes(keep, MaskFormat::Bytes)));
+        }
+        if problem.dropout.is_some_and(|dropout| dropout.mask == DropoutMask::Seeded) {
+            let words = seed_words(inputs.seed);
+            transfer.give(Operand::Seed, Data::Bytes(bytemuck::cast_slice(&words).to_vec()));
+        } else if inputs.seed != 0 {
+            return Err(BindError::Unused { tensor: Operand::Seed.name().into() }.into());
         }
         let heads = u64::from(s.heads);
         let sequences = u64::from(problem.shape.batch);

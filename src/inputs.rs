@@ -1,6 +1,6 @@
 //! Inputs of one attention in host memory, and what a pair of them comes to.
 
-use crate::function::Pair;
+use crate::dropout::DropoutMask;
 use crate::problem::{Problem, Slopes};
 use crate::sequence::Place;
 
@@ -37,7 +37,7 @@ pub struct Inputs<'a> {
     pub cu_seqlens_k: &'a [u32],
     /// `[batch, ceil(kv_len / page_len)]`; what lies past a sequence's length may be anything.
     pub block_table: &'a [u32],
-    /// Seed of dropout.
+    /// Seed of dropout; 0 where the problem has none.
     pub seed: u64,
     /// `[batch, heads, q_len, kv_len]`: which weights dropout keeps.
     pub keep: &'a [bool],
@@ -120,17 +120,25 @@ impl PairValue<'_> {
         self.problem.softcap.map_or(s, |cap| f64::from(cap) * (s / f64::from(cap)).tanh())
     }
 
+    /// What dropout multiplies the pair's weight by; `key` as in [`biased`](Self::biased).
+    pub(crate) fn kept(&self, place: &Place, head: u32, key: u32) -> f64 {
+        let Some(dropout) = self.problem.drops() else { return 1.0 };
+        let pair = place.pair(head, key);
+        let keeps = match dropout.mask {
+            DropoutMask::Seeded => dropout.keeps(self.inputs.seed, pair),
+            DropoutMask::Given => {
+                let pairs = self.problem.keep_pairs().expect("of a given mask");
+                let index = pairs.index([pair.batch, head, pair.q_pos, pair.kv_pos]);
+                self.inputs.keep[usize::try_from(index).expect("in memory")]
+            }
+        };
+        if keeps { 1.0 / (1.0 - f64::from(dropout.p)) } else { 0.0 }
+    }
+
     /// After every bias; `None` where the pair is hidden. `key` is in tensor coordinates, and within the length.
     pub(crate) fn biased(&self, capped: f64, place: &Place, head: u32, key: u32) -> Option<f64> {
         let (problem, inputs) = (self.problem, self.inputs);
-        let sequence = place.sequence;
-        let pair = Pair {
-            batch: sequence.batch,
-            head,
-            q_pos: place.q_pos,
-            kv_pos: key - sequence.kv_start,
-            diagonal: sequence.diagonal,
-        };
+        let pair = place.pair(head, key);
         let at = [pair.batch, head, pair.q_pos, pair.kv_pos];
         let index = |n: u64| usize::try_from(n).expect("in memory");
         if problem.boolean_mask.is_some_and(|mask| !inputs.mask[index(mask.pairs.index(at))]) {

@@ -104,6 +104,7 @@ impl ProblemKey {
             lse,
             sums: _,
             scores,
+            dropout,
         } = Features::of(problem, capabilities, excludes(problem));
         let mut features = Vec::new();
         let mut add = |asked: bool, name: &str| {
@@ -121,6 +122,7 @@ impl ProblemKey {
         add(mask.is_some(), &format!("mask {mask:?}"));
         add(bias.is_some(), &format!("bias {bias:?}"));
         add(scores.is_some(), &format!("scores {scores:?}"));
+        add(dropout.is_some(), &format!("dropout {dropout:?}"));
         for (text, name) in [(score, "score function"), (visible, "mask function")] {
             let Some(text) = text else { continue };
             let unchecked = if text.unchecked { " unchecked" } else { "" };
@@ -206,6 +208,7 @@ mod tests {
             Problem::new(Shape::self_attention(2, 3, 1000, 64)),
             Problem::new(Shape::self_attention(2, 8, 513, 64)),
             plain.clone().scale(3.0),
+            plain.clone().with_dropout(0.0),
         ] {
             assert_eq!(key(&plain), key(&alike), "{alike:?}");
         }
@@ -230,6 +233,8 @@ mod tests {
             plain.clone().with_lse(),
             plain.clone().with_weights(),
             plain.clone().with_sinks(),
+            plain.clone().with_dropout(0.5),
+            plain.clone().with_given_dropout(0.5),
             plain.clone().with_score_function(double(text)),
             plain.clone().with_score_function(double(&other)),
         ];

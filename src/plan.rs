@@ -4,6 +4,7 @@ use crate::backward::Backward;
 use crate::blocks::BindingLimit;
 use crate::cost::Cost;
 use crate::device::{Capabilities, DeviceClass};
+use crate::dropout::DropoutMask;
 use crate::error::PlanError;
 use crate::forward::Views;
 use crate::kernels::Kernel;
@@ -38,9 +39,6 @@ impl Algorithm {
     /// Checks everything about `problem` that no device changes.
     pub(crate) fn check(self, problem: &Problem) -> Result<(), PlanError> {
         problem.validate()?;
-        if let Some(what) = problem.unsupported() {
-            return Err(PlanError::NotSupported { what });
-        }
         let (algorithm, what) = match self {
             Self::Auto => return Ok(()),
             Self::Staged => ("staged", problem.splits.is_some_and(|n| n > 1).then_some("splits")),
@@ -50,6 +48,7 @@ impl Algorithm {
                     (problem.weights, "weights"),
                     (problem.scores.is_some(), "scores"),
                     (problem.needs_rows_alone(), "batch_invariant of packed sequences"),
+                    (problem.keep_pairs().is_some(), "dropout by a given mask"),
                     (self == Self::Flash && problem.splits.is_some_and(|n| n > 1), "splits"),
                 ];
                 (name, lacks.iter().find(|(asked, _)| *asked).map(|(_, what)| *what))
@@ -247,6 +246,7 @@ pub(crate) fn operands(problem: &Problem) -> Vec<Operand> {
         _ => (false, false),
     };
     let packed = problem.lengths == Lengths::Packed;
+    let dropout = |mask| problem.dropout.is_some_and(|dropout| dropout.mask == mask);
     let mut known = vec![Operand::Q, Operand::K, Operand::V, Operand::Out];
     let optional = [
         (problem.lse, Operand::Lse),
@@ -263,6 +263,8 @@ pub(crate) fn operands(problem: &Problem) -> Vec<Operand> {
         (packed, Operand::CuSeqlensK),
         (problem.pages.is_some(), Operand::BlockTable),
         (problem.block_mask, Operand::BlockMask),
+        (dropout(DropoutMask::Seeded), Operand::Seed),
+        (dropout(DropoutMask::Given), Operand::Keep),
     ];
     known.extend(optional.iter().filter(|(given, _)| *given).map(|(_, operand)| *operand));
     known

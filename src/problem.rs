@@ -54,9 +54,7 @@ pub enum ScoreStage {
 
 /// One attention problem: `out = softmax(scale * q k^T + bias) v` over visible keys, for every sequence and head.
 ///
-/// In this order: scale, soft cap, ALiBi, bias, the caller's score function, masks, softmax (with its sink). Options
-/// that say "not supported yet" are accepted here and rejected by planning with
-/// [`PlanError::NotSupported`](crate::PlanError::NotSupported): none is ignored.
+/// In this order: scale, soft cap, ALiBi, bias, the caller's score function, masks, softmax (with its sink), dropout.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Problem {
@@ -326,14 +324,15 @@ impl Problem {
         Self { matrix_inputs, ..self }
     }
 
-    /// Drops weights with probability `p` in `[0, 1)`, by random numbers of a seed that is given: of `p` 0 it is read by
-    /// nothing.
+    /// Drops weights with probability `p` in `[0, 1)`, by random numbers of a seed that is given. With `p` 0 the kernels
+    /// are those without dropout, and the seed may be left out. lse and weights that are handed out are those before.
     #[must_use]
     pub fn with_dropout(self, p: f32) -> Self {
         Self { dropout: Some(Dropout { p, mask: DropoutMask::Seeded }), ..self }
     }
 
-    /// Drops weights as if with probability `p` in `[0, 1)`, but those that a tensor `keep` does not keep.
+    /// Drops weights as if with probability `p` in `[0, 1)`, but those that a tensor `keep` does not keep. Only the
+    /// staged kernels and the CPU path read it.
     #[must_use]
     pub fn with_given_dropout(self, p: f32) -> Self {
         Self { dropout: Some(Dropout { p, mask: DropoutMask::Given }), ..self }
@@ -385,8 +384,15 @@ impl Problem {
         function::buffers(score.chain(mask))
     }
 
-    /// The name of a requested option that is not built yet.
-    pub(crate) fn unsupported(&self) -> Option<&'static str> {
-        self.dropout.map(|_| "dropout")
+    /// The dropout, if it changes anything: with p 0, no random number drops a weight.
+    pub(crate) fn drops(&self) -> Option<Dropout> {
+        self.dropout.filter(|dropout| dropout.p > 0.0 || dropout.mask == DropoutMask::Given)
+    }
+
+    /// The extents of a given dropout mask.
+    pub(crate) fn keep_pairs(&self) -> Option<Pairs> {
+        let Shape { batch, heads, q_len, kv_len, .. } = self.shape;
+        let given = self.dropout.is_some_and(|dropout| dropout.mask == DropoutMask::Given);
+        given.then(|| Pairs::new([batch, heads, q_len, kv_len]))
     }
 }

@@ -18,7 +18,7 @@ pub struct Row {
     pub out: Vec<f64>,
     /// Natural log of the sum of exponentials, the sink's among them; `-inf` of none.
     pub lse: f64,
-    /// `[kv_len]`, exactly 0 where a key is not visible.
+    /// `[kv_len]`, exactly 0 where a key is not visible; those before dropout.
     pub weights: Vec<f64>,
     /// `[kv_len]`, of the stage that the problem asks for; empty if of none. `-inf` where there is no score.
     pub scores: Vec<f64>,
@@ -88,8 +88,9 @@ pub fn row(problem: &Problem, inputs: &Inputs<'_>, (batch, head, row): (u32, u32
         result.weights[j as usize] = p;
         let (outer, key_row) = inputs.key_at(problem, batch, j);
         let value = line(inputs.v, problem.v, (outer, kv_head, key_row), s.v_head_dim);
+        let kept = p * pair.kept(&place, head, j);
         for (o, value) in result.out.iter_mut().zip(value) {
-            *o += p * f64::from(*value);
+            *o += kept * f64::from(*value);
         }
     }
     result.lse = max + sum.ln();

@@ -176,7 +176,7 @@ fn contents(problem: &Problem, operand: Operand, bytes: usize) -> Vec<u8> {
         Operand::Q => noise(problem.dtype, bytes),
         Operand::K | Operand::V => noise(problem.kv_dtype, bytes),
         Operand::Out => vec![POISON; bytes],
-        Operand::Mask => vec![0xff; bytes],
+        Operand::Mask | Operand::Keep => vec![0xff; bytes],
         Operand::AlibiSlopes => repeated(0.0625_f32.to_le_bytes()),
         Operand::QLens => repeated(s.q_len.to_le_bytes()),
         Operand::KvLens => repeated(s.kv_len.to_le_bytes()),
@@ -187,7 +187,7 @@ fn contents(problem: &Problem, operand: Operand, bytes: usize) -> Vec<u8> {
             let offset = i64::from(s.kv_len) - i64::from(s.q_len);
             repeated(i32::try_from(offset).expect("lengths are below 2^29").to_le_bytes())
         }
-        // Biases, sinks, buffers of functions; results besides out.
+        // Biases, sinks, seeds, buffers of functions; results besides out.
         _ => vec![0; bytes],
     }
 }

@@ -1,5 +1,6 @@
 //! Which tokens belong to one sequence, and what its queries see: from lengths in host memory.
 
+use crate::function::Pair;
 use crate::inputs::Inputs;
 use crate::problem::{Lengths, Problem};
 use std::ops::Range;
@@ -26,6 +27,12 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// The row and a key, in tensor coordinates and within the length, as positions in the sequence.
+    pub(crate) fn pair(&self, head: u32, key: u32) -> Pair {
+        let Sequence { batch, kv_start, diagonal, .. } = self.sequence;
+        Pair { batch, head, q_pos: self.q_pos, kv_pos: key - kv_start, diagonal }
+    }
+
     /// Key rows, in tensor coordinates, that the band shows.
     pub(crate) fn visible(&self, problem: &Problem) -> Range<u32> {
         let Sequence { kv_start, kv_len, diagonal, .. } = self.sequence;

@@ -36,6 +36,8 @@ impl AttentionPlanner<'_, '_> {
         let value = 2 * u64::from(block_n) + ELEMENT;
         let mut tensors = self.extents(true);
         tensors.extend(self.walk(block_m, value));
+        let keep = |view| ("keep", Extent::Pairs { view, all_keys: false });
+        tensors.extend(self.keep_view().map(keep));
         let weights = self.matrix_view(Operand::Weights);
         let kept = self.matrix_view(Operand::Scores);
         if problem.scores.is_some() {
@@ -149,7 +151,7 @@ impl AttentionPlanner<'_, '_> {
                     |operand| Bound { operand, bytes: 0..sum_bytes },
                 );
                 let mut bound = vec![scores_bound.clone(), self.keys(&block, &keys, &v), to];
-                bound.extend(self.shared(&features, Uses::Keys, &block, &keys));
+                bound.extend(self.shared(&features, Uses::Values, &block, &keys));
                 let columns = u64::from(shape.v_head_dim.div_ceil(block_n));
                 let pairs = self.pairs(&block, &keys, block_m, value, Across::Columns(columns));
                 let work = Work::of_pairs(head_tiles * columns, 0, pairs);

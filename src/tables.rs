@@ -1,6 +1,7 @@
 //! The steps before an attention: gathering small inputs into one table, and classifying tiles.
 
 use crate::blocks::{Block, Chunk};
+use crate::dropout::DropoutMask;
 use crate::error::PlanError;
 use crate::forward::{AttentionPlanner, Views};
 use crate::kernels::{Classify, Gather, GatherParams, Kernel, TABLE_THREADS, Uses};
@@ -21,6 +22,7 @@ pub(crate) struct Tables {
     pub(crate) slopes_at: u32,
     pub(crate) sinks_at: u32,
     pub(crate) pages_at: u32,
+    pub(crate) seed_at: u32,
     pub(crate) classes: Classes,
     words: u64,
 }
@@ -48,6 +50,9 @@ impl Tables {
     }
 }
 
+/// Words of a seed.
+const SEED_WORDS: u64 = 2;
+
 /// Fewer queries than this do not repay a look at every pair before the look at every pair.
 const CLASSIFY_FROM: u32 = 16;
 
@@ -74,12 +79,12 @@ impl AttentionPlanner<'_, '_> {
             Some(Slopes::PerSequence) => u64::from(problem.shape.batch) * u64::from(shape.heads),
         };
         let sinks = of(problem.sinks, shape.heads.into());
-        let pages = problem
-            .pages
-            .filter(|_| matches!(uses, Uses::Staged | Uses::Fused))
-            .map_or(0, |pages| {
-                u64::from(problem.shape.batch) * u64::from(pages.table_len(shape.kv_len))
-            });
+        let attends = matches!(uses, Uses::Staged | Uses::Fused);
+        let pages = problem.pages.filter(|_| attends).map_or(0, |pages| {
+            u64::from(problem.shape.batch) * u64::from(pages.table_len(shape.kv_len))
+        });
+        let seeded = self.features.dropout == Some(DropoutMask::Seeded);
+        let seed = of(attends && seeded, SEED_WORDS);
         let (class_words, given) = classes.unwrap_or_default();
         let mut words = 0;
         let mut place = |n: u64| {
@@ -87,7 +92,7 @@ impl AttentionPlanner<'_, '_> {
             words += n;
             at
         };
-        let starts = [sequences * 8, rows, slopes, sinks, pages].map(&mut place);
+        let starts = [sequences * 8, rows, slopes, sinks, pages, seed].map(&mut place);
         // The classes are bound apart while they are written.
         let class_at = words.next_multiple_of(REGION_ALIGNMENT / 4);
         words = if class_words > 0 { class_at + class_words } else { words };
@@ -95,8 +100,14 @@ impl AttentionPlanner<'_, '_> {
         if bytes > limit.bytes() {
             return Err(limit.exceeded("the table of small inputs".to_owned(), bytes));
         }
-        [tables.sequences_at, tables.rows_at, tables.slopes_at, tables.sinks_at, tables.pages_at] =
-            starts.map(narrow);
+        [
+            tables.sequences_at,
+            tables.rows_at,
+            tables.slopes_at,
+            tables.sinks_at,
+            tables.pages_at,
+            tables.seed_at,
+        ] = starts.map(narrow);
         tables.words = words;
         tables.classes = Classes { at: narrow(class_at), words: class_words, given };
 
@@ -113,29 +124,34 @@ impl AttentionPlanner<'_, '_> {
             sinks: sinks > 0,
             pages: pages > 0,
             block_mask: given,
+            seed: seed > 0,
         };
-        let mut bound = Vec::new();
         let cu_seqlens = u64::from(problem.shape.batch) + 1;
-        for (operand, words, is_given) in [
-            (Operand::QLens, sequences, gather.q_lens),
-            (Operand::KvLens, sequences, gather.kv_lens),
-            (Operand::CuSeqlensQ, cu_seqlens, gather.packed),
-            (Operand::CuSeqlensK, cu_seqlens, gather.packed),
-            (Operand::DiagOffsets, sequences, gather.diag_offsets),
-            (Operand::AlibiSlopes, slopes, gather.slopes),
-            (Operand::Sinks, sinks, gather.sinks),
-            (Operand::BlockTable, pages, gather.pages),
-            (Operand::BlockMask, class_words, gather.block_mask),
-        ] {
-            bound.extend(is_given.then(|| Bound { operand, bytes: 0..words * 4 }));
-        }
-        bound.push(tables.bound());
-        let invocations = [sequences, rows, slopes, sinks, pages, of(given, class_words)];
+        let bound = |gather: Gather| {
+            let inputs = [
+                (Operand::QLens, sequences, gather.q_lens),
+                (Operand::KvLens, sequences, gather.kv_lens),
+                (Operand::CuSeqlensQ, cu_seqlens, gather.packed),
+                (Operand::CuSeqlensK, cu_seqlens, gather.packed),
+                (Operand::DiagOffsets, sequences, gather.diag_offsets),
+                (Operand::AlibiSlopes, slopes, gather.slopes),
+                (Operand::Sinks, sinks, gather.sinks),
+                (Operand::BlockTable, pages, gather.pages),
+                (Operand::BlockMask, class_words, gather.block_mask),
+                (Operand::Seed, seed, gather.seed),
+            ];
+            let given = inputs.into_iter().filter(|(.., is_given)| *is_given);
+            let table = std::iter::once(tables.bound());
+            given
+                .map(|(operand, words, _)| Bound { operand, bytes: 0..words * 4 })
+                .chain(table)
+                .collect::<Vec<_>>()
+        };
+        let invocations = [sequences, rows, slopes, sinks, pages, of(given, class_words), seed];
         let invocations = invocations.into_iter().max().unwrap_or(0);
         if invocations == 0 {
             return Ok(tables);
         }
-        let total = invocations.div_ceil(TABLE_THREADS.into());
         let mask = problem.mask;
         let params = GatherParams {
             sequences: narrow(sequences),
@@ -144,6 +160,7 @@ impl AttentionPlanner<'_, '_> {
             sinks: narrow(sinks),
             pages: narrow(pages),
             classes: narrow(of(given, class_words)),
+            seed_words: narrow(seed),
             q_len: shape.q_len,
             kv_len: shape.kv_len,
             sequences_at: tables.sequences_at,
@@ -152,6 +169,7 @@ impl AttentionPlanner<'_, '_> {
             sinks_at: tables.sinks_at,
             pages_at: tables.pages_at,
             classes_at: tables.classes.at,
+            seed_at: tables.seed_at,
             diagonal: match mask.diagonal {
                 Diagonal::Offset(offset) => offset,
                 _ => 0,
@@ -163,13 +181,33 @@ impl AttentionPlanner<'_, '_> {
             open: u32::from(mask.left.is_none()) | u32::from(mask.right.is_none()) << 1,
             ..GatherParams::default()
         };
-        let kernel = |_| Kernel::from(gather);
+        // Where a kernel cannot bind the seed too, another brings it.
+        let most = self.to.capabilities.limits.max_storage_buffers_per_shader_stage as usize;
+        let apart = gather.seed && bound(gather).len() > most;
+        let first = Gather { seed: gather.seed && !apart, ..gather };
+        self.gather_step(first, bound(first), invocations, params)?;
+        if apart {
+            let alone = Gather { seed: true, ..Gather::default() };
+            let params = GatherParams { sequences: 0, ..params };
+            self.gather_step(alone, bound(alone), seed, params)?;
+        }
+        Ok(tables)
+    }
+
+    fn gather_step(
+        &mut self,
+        gather: Gather,
+        bound: Vec<Bound>,
+        invocations: u64,
+        params: GatherParams,
+    ) -> Result<(), PlanError> {
+        let total = invocations.div_ceil(TABLE_THREADS.into());
         // Of some words, and the search for a row's sequence.
         let work = Work::even(total, u64::from(TABLE_THREADS) * 16 * ELEMENT);
+        let kernel = |_| Kernel::from(gather);
         self.to.step(kernel, false, bound, work, |workgroups, grid_width| {
             bytemuck::bytes_of(&GatherParams { workgroups, grid_width, ..params }).to_vec()
-        })?;
-        Ok(tables)
+        })
     }
 
     /// Gathers what the fused kernel needs, classes of tiles among it where these are worth it.

@@ -42,6 +42,8 @@ impl AttentionPlanner<'_, '_> {
         };
         let [mask_base, mask_batch, mask_head, mask_row, mask_key] = pairs(self.mask_view());
         let [bias_base, bias_batch, bias_head, bias_row, bias_key] = pairs(self.bias_view());
+        let [keep_base, keep_batch, keep_head, keep_row, keep_key] = pairs(self.keep_view());
+        let dropout = self.problem.drops();
         let per_sequence = self.problem.alibi == Some(Slopes::PerSequence);
         AttentionParams {
             batch,
@@ -92,6 +94,14 @@ impl AttentionPlanner<'_, '_> {
             sinks_at: self.tables.sinks_at,
             pages_at: self.tables.pages_at,
             pages_row: self.problem.pages.map_or(0, |pages| pages.table_len(self.shape.kv_len)),
+            dropout_threshold: dropout.map_or(0, |dropout| dropout.threshold()),
+            keep_scale: dropout.map_or(1.0, |dropout| dropout.keep_scale()),
+            seed_at: self.tables.seed_at,
+            keep_base,
+            keep_batch,
+            keep_head,
+            keep_row,
+            keep_key,
             ..AttentionParams::default()
         }
     }

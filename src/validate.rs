@@ -62,6 +62,9 @@ impl Problem {
         if let Some(bias) = self.bias {
             bias.pairs.validate("bias", &s)?;
         }
+        if let Some(pairs) = self.keep_pairs() {
+            pairs.validate("keep", &s)?;
+        }
         if self.block_mask && !self.hides_pairs() {
             return Err(ProblemError::NothingHidden);
         }

@@ -358,16 +358,65 @@ fn empty_axes_are_answered() {
 
 #[test]
 fn what_is_not_supported_yet_says_so() {
-    write("later-in", &qkv());
-    for options in ["--dropout 0.1 --seed 1", "--seed 2"] {
-        refuses(&format!("{options} later-in"), "not supported yet");
-    }
-    for name in ["d_out", "d_lse", "keep"] {
+    for name in ["d_out", "d_lse"] {
         let mut tensors = qkv();
         tensors.push(f32s(name, &[2], 1));
         write("later-tensor-in", &tensors);
         refuses("later-tensor-in", &format!("tensor {name} is not supported yet"));
     }
+}
+
+#[test]
+fn dropout_is_by_a_seed_or_by_a_given_mask() {
+    write("dropout-in", &qkv());
+    let seeded = "--dropout 0.4 --seed 18446744073709551615";
+    answers(&format!("{seeded} --backend reference dropout-in dropout-want"));
+    let (want, lse) = (read("dropout-want", "out"), read("dropout-want", "lse"));
+    answers("--backend reference dropout-in plain-want");
+    assert!(!close(&want.1, &read("plain-want", "out").1));
+    assert!(close(&lse.1, &read("plain-want", "lse").1), "dropout moves no lse");
+    for way in ["--backend cpu", "", "--algorithm staged", "--algorithm flash", "--algorithm split"]
+    {
+        answers(&format!("{seeded} {way} dropout-in dropout-out"));
+        assert!(close(&read("dropout-out", "out").1, &want.1), "{way}");
+        answers(&format!("--dropout 0 {way} dropout-in dropout-out"));
+        assert!(close(&read("dropout-out", "out").1, &read("plain-want", "out").1), "{way}");
+    }
+    answers("--dropout 0.4 --seed 7 --backend reference dropout-in dropout-out");
+    assert!(!close(&read("dropout-out", "out").1, &want.1), "another seed");
+
+    let shape = vec![2, 6, 11, 17];
+    let keep = |dtype, shape: Vec<usize>| {
+        let bytes = (0..shape.iter().product()).map(|i: usize| u8::from(i % 7 > 2)).collect();
+        with(qkv(), "keep", Some(("keep", dtype, shape, bytes)))
+    };
+    write("keep-in", &keep(Dtype::BOOL, shape.clone()));
+    answers("--dropout 0.4 --backend reference keep-in keep-want");
+    let want = read("keep-want", "out").1;
+    for way in ["", "--algorithm staged", "--backend cpu", "--weights"] {
+        answers(&format!("--dropout 0.4 {way} keep-in keep-out"));
+        assert!(close(&read("keep-out", "out").1, &want), "{way}");
+    }
+    for (arguments, what) in [
+        ("--dropout 0.1 dropout-in", "--seed"),
+        ("--seed 2 dropout-in", "--seed"),
+        ("--dropout 1 --seed 2 dropout-in", "dropout"),
+        ("--dropout -0.1 --seed 2 dropout-in", "dropout"),
+        ("--dropout nan --seed 2 --backend reference dropout-in", "dropout"),
+        ("--dropout 0.1 --seed -2 dropout-in", "--seed"),
+        ("--dropout 0.1 --seed 0.5 dropout-in", "--seed"),
+        ("--dropout some --seed 2 dropout-in", "--dropout"),
+        ("--dropout 0.1 --seed 2 keep-in", "--seed"),
+        ("keep-in", "tensor keep"),
+        ("--dropout 0.1 --algorithm flash keep-in", "tensor keep"),
+        ("--dropout 0.1 --algorithm split keep-in", "tensor keep"),
+    ] {
+        refuses(arguments, what);
+    }
+    write("keep-in", &keep(Dtype::BOOL, vec![2, 6, 11, 1]));
+    refuses("--dropout 0.1 keep-in", "tensor keep has shape");
+    write("keep-in", &keep(Dtype::U8, shape));
+    refuses("--dropout 0.1 keep-in", "tensor keep is U8");
 }
 
 #[test]

@@ -126,27 +126,16 @@ fn strides_that_overlap_or_reach_too_far_are_refused() {
 }
 
 #[test]
-fn options_that_are_not_built_are_refused_everywhere() {
-    let message = |what| format!("{what} is not supported yet");
-    let data = [0.0; 24];
-    for (problem, what) in
-        [(square().with_dropout(0.0), "dropout"), (square().with_dropout(0.5), "dropout")]
-    {
-        assert_eq!(problem.validate(), Ok(()), "{what} is well-formed");
-        let wanted = PlanError::NotSupported { what };
-        for algorithm in [Algorithm::Auto, Algorithm::Staged, Algorithm::Flash, Algorithm::Split] {
-            let planned = Plan::new(&problem, &Capabilities::portable(), algorithm);
-            assert_eq!(says(planned, &message(what)), wanted);
-        }
-        let error = Runner::cpu().forward(&problem, &Inputs::new(&data, &data, &data));
-        assert_eq!(says(error, &message(what)), Error::Plan(wanted));
-    }
+fn what_an_algorithm_lacks_is_refused() {
     let plan = |problem, algorithm| Plan::new(&problem, &Capabilities::portable(), algorithm);
     let (weights, scores) = (square().with_weights(), square().with_scores(ScoreStage::Raw));
     let splits = square().with_splits(2);
+    let keep = square().with_given_dropout(0.5);
     for (problem, by, algorithm, what) in [
         (&weights, Algorithm::Flash, "flash", "weights"),
         (&weights, Algorithm::Split, "split", "weights"),
+        (&keep, Algorithm::Flash, "flash", "dropout by a given mask"),
+        (&keep, Algorithm::Split, "split", "dropout by a given mask"),
         (&scores, Algorithm::Flash, "flash", "scores"),
         (&scores, Algorithm::Split, "split", "scores"),
         (&splits, Algorithm::Flash, "flash", "splits"),
@@ -717,7 +706,7 @@ fn the_cpu_path_refuses_what_the_kernels_refuse() {
         "flash does not give weights"
     );
     assert_eq!(
-        refused(&problem.with_dropout(0.5), Algorithm::Auto),
-        "dropout is not supported yet"
+        refused(&problem.with_given_dropout(0.5), Algorithm::Auto),
+        "keep has 0 elements, the problem needs 4"
     );
 }

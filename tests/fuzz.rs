@@ -175,6 +175,7 @@ fn simpler(problem: &Problem) -> Vec<Problem> {
     add(&|p| p.alibi = None);
     add(&|p| p.softcap = None);
     add(&|p| p.sinks = false);
+    add(&|p| p.dropout = None);
     add(&|p| p.scale = None);
     add(&|p| p.weights = false);
     add(&|p| p.scores = None);

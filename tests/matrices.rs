@@ -134,6 +134,23 @@ fn random_problems_agree_with_the_definition() {
     judged(cases);
 }
 
+/// Few large weights too: what is kept is scaled where f16 no longer bounds it.
+#[test]
+fn dropped_weights_agree_with_the_definition() {
+    let problem = Problem::new(Shape::cross_attention(2, 2, 70, 90, 40)).mask(Mask::CAUSAL);
+    let problems = [
+        problem.clone().with_dropout(0.4).with_lse(),
+        problem.clone().with_dropout(0.999),
+        problem.with_given_dropout(0.4).with_weights(),
+    ];
+    let types = [Types::F16, Types::F16ToF32, Types::F16AndBf16, Types::Split];
+    let cases = problems.iter().flat_map(|problem| {
+        types.map(|types| (Case::new("dropout", problem.clone()).sharp(8.0), types))
+    });
+    let count = judged(cases);
+    assert!(!has_matrices() || count >= 12, "{count} on matrix units");
+}
+
 /// Widths and lengths that are no multiples of a fragment.
 #[test]
 fn odd_widths_and_lengths_agree_with_the_definition() {

@@ -771,10 +771,14 @@ fn rule_30_misuse_is_a_typed_error_and_no_option_is_ignored() {
     }
     let pairs = |error: &Error| matches!(error, Error::Problem(ProblemError::PackedPairs { .. }));
     refused(&packed.with_bias(DType::F32, Pairs::new([1; 4])), none(), &pairs);
-    // What no kernel has.
-    let later =
-        |error: &Error| matches!(error, Error::Plan(PlanError::NotSupported { what: "dropout" }));
-    refused(&base.clone().with_dropout(0.1), none(), &later);
+    // Dropout by one or by the other.
+    let (seeded, given) = (base.clone().with_dropout(0.1), base.clone().with_given_dropout(0.1));
+    refused(&base, Extra { seed: 1, ..none() }, &unused);
+    refused(&base, Extra { keep: vec![true; 140], ..none() }, &unused);
+    refused(&given, Extra { seed: 1, keep: vec![true; 140], ..none() }, &unused);
+    refused(&seeded, Extra { keep: vec![true; 140], ..none() }, &unused);
+    refused(&given, none(), &length);
+    refused(&given, Extra { keep: vec![true; 139], ..none() }, &length);
     let lacks = |error: &Error| matches!(error, Error::Plan(PlanError::AlgorithmLacks { .. }));
     let problem = base.with_weights();
     for target in Target::ALL.into_iter().filter(|target| !target.gives(&problem)) {

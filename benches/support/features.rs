@@ -104,6 +104,7 @@ impl Data {
                 base().alibi_slopes(&self.slopes),
             ),
             feature("sinks", GOAL, plain().with_sinks(), base().sinks(&self.sinks)),
+            feature("dropout", GOAL, plain().with_dropout(0.1), base().seed(1 << 40 | 9)),
             feature("lse", GOAL, plain().with_lse(), base()),
             feature(
                 "key lengths, full",

@@ -70,7 +70,8 @@ impl Call {
         contents.round(problem.dtype);
         self.turn(&mut problem, &mut contents, machines)?;
         self.append(&problem, &mut contents, machines)?;
-        let answer = self.compute(&problem, &contents.inputs(), machines)?;
+        let inputs = contents.inputs().seed(self.seed.unwrap_or_default());
+        let answer = self.compute(&problem, &inputs, machines)?;
 
         let Shape { batch, heads, q_len, kv_len, v_head_dim, .. } = problem.shape;
         let sizes = |axes: &[u32]| axes.iter().map(|n| *n as usize).collect::<Vec<_>>();

@@ -58,6 +58,7 @@ impl Call {
             ("--window-right", self.window_right.is_some()),
             ("--scale", self.scale.is_some()),
             ("--softcap", self.softcap.is_some()),
+            ("--dropout", self.dropout.is_some()),
             ("--rotary", self.rotary.is_some()),
             ("--algorithm", self.algorithm != Algorithm::Auto),
             ("--weights", self.weights),

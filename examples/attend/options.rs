@@ -42,6 +42,8 @@ pub(crate) struct Call {
     pub(crate) window_right: Option<u32>,
     pub(crate) scale: Option<f32>,
     pub(crate) softcap: Option<f32>,
+    pub(crate) dropout: Option<f32>,
+    pub(crate) seed: Option<u64>,
     pub(crate) rotary: Option<RotaryPairs>,
     pub(crate) dtype: Option<DType>,
     pub(crate) algorithm: Algorithm,
@@ -106,6 +108,8 @@ impl Call {
             "--window-right" => self.window_right = Some(number(argument, &value()?)?),
             "--scale" => self.scale = Some(number(argument, &value()?)?),
             "--softcap" => self.softcap = Some(number(argument, &value()?)?),
+            "--dropout" => self.dropout = Some(number(argument, &value()?)?),
+            "--seed" => self.seed = Some(number(argument, &value()?)?),
             "--rotary" => {
                 let pairs =
                     [("half", RotaryPairs::HalfSplit), ("interleaved", RotaryPairs::Interleaved)];
@@ -141,10 +145,6 @@ impl Call {
                 ];
                 self.scores = Some(choice(argument, &value()?, &stages)?);
             }
-            "--dropout" | "--seed" => {
-                value()?;
-                return Err(unsupported(argument));
-            }
             _ if argument.starts_with("--") => return Err(format!("unknown option {argument}")),
             _ => self.files.push(argument.to_owned()),
         }
@@ -160,11 +160,10 @@ impl Call {
         if self.backend != Backend::Gpu && self.algorithm != Algorithm::Auto {
             return Err("--algorithm is for --backend gpu alone".to_owned());
         }
-        let fused = match self.algorithm {
-            Algorithm::Flash => Some("flash"),
-            Algorithm::Split => Some("split"),
-            _ => None,
-        };
+        if self.seed.is_some() && self.dropout.is_none() {
+            return Err("--seed needs --dropout".to_owned());
+        }
+        let fused = self.fused();
         for (option, given) in [("--weights", self.weights), ("--scores", self.scores.is_some())] {
             if let Some(fused) = fused.filter(|_| given) {
                 return Err(format!("{option}: --algorithm {fused} does not give them"));
@@ -174,6 +173,15 @@ impl Call {
             }
         }
         Ok((input, output))
+    }
+
+    /// The algorithm, if it is one of the fused kernels.
+    pub(crate) fn fused(&self) -> Option<&'static str> {
+        match self.algorithm {
+            Algorithm::Flash => Some("flash"),
+            Algorithm::Split => Some("split"),
+            _ => None,
+        }
     }
 }
 

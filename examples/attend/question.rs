@@ -24,7 +24,7 @@ impl Call {
         if let Some(pages) = contents.pages() {
             problem = problem.with_pages(pages);
         }
-        let problem = contents.in_problem(problem)?;
+        let problem = self.with_dropout(contents.in_problem(problem)?, contents)?;
         problem.validate().map_err(|error| error.to_string())?;
         self.check_positions(&problem, contents)?;
         Ok(problem)
@@ -47,6 +47,7 @@ impl Call {
         for (name, given) in [
             ("mask", contents.mask.is_some()),
             ("bias", contents.bias.is_some()),
+            ("keep", contents.keep.is_some()),
             ("q_lens", contents.q_lens.is_some()),
             ("kv_lens", contents.kv_lens.is_some()),
         ] {
@@ -55,6 +56,30 @@ impl Call {
             }
         }
         Ok(())
+    }
+
+    /// The problem with its dropout: by random numbers of a seed, which nothing needs where none is dropped, or by a
+    /// given mask.
+    fn with_dropout(&self, problem: Problem, contents: &Contents) -> Result<Problem> {
+        let Shape { batch, heads, q_len, kv_len, .. } = problem.shape;
+        match (self.dropout, &contents.keep) {
+            (None, None) => Ok(problem),
+            (None, Some(_)) => Err("tensor keep needs --dropout".to_owned()),
+            (Some(p), None) if self.seed.is_none() && p != 0.0 => {
+                Err("--dropout needs --seed, or tensor keep".to_owned())
+            }
+            (Some(p), None) => Ok(problem.with_dropout(p)),
+            (Some(_), Some(_)) if self.seed.is_some() => {
+                Err("--seed does not go with tensor keep".to_owned())
+            }
+            (Some(p), Some(keep)) => {
+                if let Some(fused) = self.fused() {
+                    return Err(format!("tensor keep: --algorithm {fused} does not read it"));
+                }
+                keep.check_shape(&[batch, heads, q_len, kv_len])?;
+                Ok(problem.with_given_dropout(p))
+            }
+        }
     }
 
     fn shape(&self, contents: &Contents) -> Result<Shape> {
@@ -173,6 +198,7 @@ impl Contents {
             .cu_seqlens_q(data(&self.cu_seqlens_q))
             .cu_seqlens_k(data(&self.cu_seqlens_k))
             .block_table(self.keys.block_table())
+            .keep(data(&self.keep))
     }
 }
 

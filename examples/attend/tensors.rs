@@ -25,6 +25,7 @@ pub(crate) struct Contents {
     pub(crate) kv_lens: Option<Tensor<u32>>,
     pub(crate) cu_seqlens_q: Option<Tensor<u32>>,
     pub(crate) cu_seqlens_k: Option<Tensor<u32>>,
+    pub(crate) keep: Option<Tensor<bool>>,
     pub(crate) cos: Option<Tensor<f32>>,
     pub(crate) sin: Option<Tensor<f32>>,
 }
@@ -39,7 +40,7 @@ pub(crate) struct Tensor<T> {
 }
 
 /// What a file may hold wherever its keys and values come from.
-const READ: [&str; 12] = [
+const READ: [&str; 13] = [
     "q",
     "mask",
     "bias",
@@ -50,12 +51,13 @@ const READ: [&str; 12] = [
     "kv_lens",
     "cu_seqlens_q",
     "cu_seqlens_k",
+    "keep",
     "cos",
     "sin",
 ];
 
 /// Tensors that a file may hold, but nothing reads yet.
-const LATER: [&str; 3] = ["d_out", "d_lse", "keep"];
+const LATER: [&str; 2] = ["d_out", "d_lse"];
 
 pub(crate) const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
 
@@ -87,6 +89,7 @@ impl Contents {
             kv_lens: keys.lens(counts("kv_lens")?)?,
             cu_seqlens_q: counts("cu_seqlens_q")?,
             cu_seqlens_k: counts("cu_seqlens_k")?,
+            keep: Tensor::read(file, "keep", &[Dtype::BOOL], truth_values)?,
             cos: floats("cos", &[Dtype::F32])?,
             sin: floats("sin", &[Dtype::F32])?,
             keys,

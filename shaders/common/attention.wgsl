@@ -20,6 +20,8 @@ struct Params {
     bias_base: u32, bias_batch: u32, bias_head: u32, bias_row: u32, bias_key: u32,
     tables_base: u32, sequences_at: u32, rows_at: u32, slopes_at: u32, slopes_batch: u32, sinks_at: u32,
     pages_at: u32, pages_row: u32,
+    dropout_threshold: u32, keep_scale: f32, seed_at: u32,
+    keep_base: u32, keep_batch: u32, keep_head: u32, keep_row: u32, keep_key: u32,
     classes_base: u32, classes_at: u32, classes_batch: u32, classes_head: u32, classes_row: u32,
     x_base: u32, x_batch: u32, x_head: u32, x_row: u32,
     d_out_base: u32, d_out_batch: u32, d_out_head: u32, d_out_row: u32, d_lse_base: u32, stats_base: u32,

@@ -3,7 +3,7 @@
 // values come straight from storage, KEYS at a time: their address is the same for all invocations, so that each is
 // loaded once. A range that no row sees is a lse of -inf alone.
 // Expects: HEAD_DIM, V_HEAD_DIM, THREADS, KEYS, PAIRS, GUARD, RANGES, Params, few_rows, k_head_at, v_head_at, k_at, v_at,
-// block_begin, block_end, place_of, pair_score, pair_visible, with_sink, load_q4, load_k4, load_v4, store_out4, store_lse.
+// block_begin, block_end, place_of, pair_score, pair_visible, with_sink, keeps, keep_scale, load_q4, load_k4, load_v4, store_out4, store_lse.
 // Provides: decode_lane_kernel.
 const D4: u32 = (HEAD_DIM + 3u) / 4u;
 const V4: u32 = (V_HEAD_DIM + 3u) / 4u;
@@ -64,6 +64,7 @@ fn decode_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
         for (var c = 0u; c < KEYS; c++) {
             s[c] = select(exp(s[c] - larger), 0.0, (hidden & (1u << c)) != 0u);
             l += s[c];
+            s[c] = select(0.0, s[c], keeps(place, batch, head, row, key + c));
         }
         for (var d = 0u; d < V4; d++) {
             var sum = o[d] * keep;
@@ -78,7 +79,7 @@ fn decode_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
 
     if own <= w.last {
         let sum = with_sink(m, l, head, place.real);
-        let norm = select(0.0, exp(m - sum.x) / sum.y, sum.y > 0.0);
+        let norm = select(0.0, exp(m - sum.x) / sum.y, sum.y > 0.0) * keep_scale();
         if !RANGES || l > 0.0 {
             let out_first = params.out_base + w.slot * params.out_batch + head * params.out_head + row * params.out_row;
             for (var d = 0u; d < V4; d++) { store_out4(out_first + d * 4u, V_HEAD_DIM - d * 4u, o[d] * norm); }

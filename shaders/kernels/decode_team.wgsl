@@ -5,7 +5,7 @@
 // own, without a barrier; teams join once at the end.
 // A range that no row sees is a lse of -inf alone.
 // Expects: HEAD_DIM, V_HEAD_DIM, THREADS, LANES, ROWS, KEYS, PAIRS, RANGES, Params, few_rows, k_head_at, v_head_at, k_at, v_at,
-// block_begin, block_end, place_of, pair_score, pair_visible, with_sink, load_q4, load_k4, load_v4, store_out4, store_lse,
+// block_begin, block_end, place_of, pair_score, pair_visible, with_sink, keeps, keep_scale, load_q4, load_k4, load_v4, store_out4, store_lse,
 // Lane, lane_of, join.
 // Provides: PAIRS_EACH, decode_team_kernel.
 const TEAMS: u32 = THREADS / LANES;
@@ -75,6 +75,7 @@ fn decode_team_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: L
         join(lane, &s);
         let edge = PAIRS || key < w.all_begin || key + KEYS > w.all_end;
         var hidden = 0u;    // a bit a pair
+        var dropped = 0u;
         for (var r = 0u; r < ROWS; r++) {
             let own = min(first + r, w.last);
             let head = w.kv_head * w.heads + own / params.q_len;
@@ -84,6 +85,7 @@ fn decode_team_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: L
             let hi = min(block_end(batch, row), w.end);
             for (var c = 0u; c < KEYS; c++) {
                 s[c * ROWS + r] = pair_score(s[c * ROWS + r], place, batch, head, row, key + c);
+                if !keeps(place, batch, head, row, key + c) { dropped |= 1u << (c * ROWS + r); }
                 if edge {
                     let in_band = key + c >= lo && key + c < hi;
                     if !in_band || !pair_visible(place, batch, head, row, key + c) { hidden |= 1u << (c * ROWS + r); }
@@ -100,7 +102,7 @@ fn decode_team_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: L
             l[r] *= keep;
             for (var c = 0u; c < KEYS; c++) {
                 let p = select(exp(s[c * ROWS + r] - larger), 0.0, (hidden & (1u << (c * ROWS + r))) != 0u);
-                s[c * ROWS + r] = p;
+                s[c * ROWS + r] = select(p, 0.0, (dropped & (1u << (c * ROWS + r))) != 0u);
                 l[r] += p;
             }
             for (var n = 0u; n < V_STEPS; n++) { o[r * V_STEPS + n] *= keep; }
@@ -148,7 +150,7 @@ fn decode_team_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: L
         let row = own % params.q_len;
         let place = place_of(params.batch_first + batch, params.q_first + row);
         let sum = with_sink(greatest, total, head, place.real);
-        let norm = select(0.0, exp(greatest - sum.x) / sum.y, sum.y > 0.0);
+        let norm = select(0.0, exp(greatest - sum.x) / sum.y, sum.y > 0.0) * keep_scale();
         if own <= w.last {
             let out_first = params.out_base + w.slot * params.out_batch + head * params.out_head + row * params.out_row;
             for (var i = lane; i < V4 && (!RANGES || total > 0.0); i += THREADS) {

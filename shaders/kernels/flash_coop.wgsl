@@ -10,7 +10,7 @@
 // large ones are added up, the small ones first.
 // Expects: SIZE, BLOCK_Q, BLOCK_KV, THREADS, SPLIT, HEAD_DIM, V_HEAD_DIM, PAIRS, HEAVY, RANGES, FragmentA, FragmentB,
 // FragmentC, finite_half, high_half, nearest_half, Params, k_head_at, v_head_at, k_at, v_at, block_begin, block_end, place_of, pair_score, pair_visible,
-// tile_class, with_sink, load_q4, load_k4, load_v4, store_out4, store_lse.
+// tile_class, with_sink, keeps4, keep_scale, load_q4, load_k4, load_v4, store_out4, store_lse.
 // Provides: flash_coop_kernel.
 const ROWS: u32 = BLOCK_Q / SIZE;                                   // fragments of rows
 const LANES: u32 = THREADS / BLOCK_Q;
@@ -235,17 +235,19 @@ fn flash_coop_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
                 if m > LOWEST { grown[now] = 1u; }
                 m = larger;
             }
+            var keeps: vec4<bool>;
             for (var i = 0u; i < KEYS; i++) {
+                if i % 4u == 0u { keeps = keeps4(place, batch, head, row, key + i); }
                 let p = select(0.0, exp(x[i] - m), (shown & (1u << i)) != 0u);
                 exact += p;
                 if SPLIT {
                     let first = high_half(vec4<f32>(p)).x;
-                    p_tile[p_at + i] = f16(first);
-                    p_tile[P_LOW + p_at + i] = f16((p - first) * REST);
+                    p_tile[p_at + i] = f16(select(0.0, first, keeps[i % 4u]));
+                    p_tile[P_LOW + p_at + i] = f16(select(0.0, (p - first) * REST, keeps[i % 4u]));
                     l += p;
                 } else {
                     let rounded = nearest_half(vec4<f32>(p)).x;
-                    p_tile[p_at + i] = f16(rounded);
+                    p_tile[p_at + i] = f16(select(0.0, rounded, keeps[i % 4u]));
                     l += rounded;
                 }
             }
@@ -299,7 +301,7 @@ fn flash_coop_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
         for (var i = 0u; i < LANES; i++) { exact_sum += row_part[own * LANES + i]; }
         let total = with_sink(m, sum, head, place.real);
         let exact_total = with_sink(m, exact_sum, head, place.real);
-        let norm = select(0.0, exp(m - total.x) / total.y, total.y > 0.0);
+        let norm = select(0.0, exp(m - total.x) / total.y, total.y > 0.0) * keep_scale();
         let stored = own / SIZE >= turn && own / SIZE - turn < subgroups && row_first + own <= row_last;
         for (var g = 0u; g < V_GROUPS; g++) {
             workgroupBarrier();

@@ -5,15 +5,16 @@
 // Tiles of CLASS_Q x CLASS_KV that no row sees are skipped, by the workgroup where none of its rows sees them, else by
 // the subgroup; what some row sees in part is masked ("edge").
 // Expects: HEAD_DIM, V_HEAD_DIM, BLOCK_Q, ROWS, KEYS, CLASS_Q, CLASS_KV, GUARD, RANGES, Params, k_head_at, v_head_at, k_at, v_at, block_begin,
-// block_end, place_of, pair_score, pair_visible, tile_class, with_sink, load_q4, load_k4, load_v4, store_out4, store_lse.
+// block_end, place_of, pair_score, pair_visible, tile_class, with_sink, keeps4, keep_scale, load_q4, load_k4, load_v4, store_out4, store_lse.
 // Provides: flash_lane_kernel.
 const THREADS: u32 = BLOCK_Q / ROWS;
 const PAIRS_EACH: u32 = ROWS * KEYS;
+const QUADS: u32 = KEYS / 4u;
 const D4: u32 = (HEAD_DIM + 3u) / 4u;
 const V4: u32 = (V_HEAD_DIM + 3u) / 4u;
 const K_ROUNDS: u32 = (KEYS * D4 + THREADS - 1u) / THREADS;
 const V_ROUNDS: u32 = (KEYS * V4 + THREADS - 1u) / THREADS;
-const_assert BLOCK_Q % CLASS_Q == 0u && CLASS_Q % ROWS == 0u && CLASS_KV % KEYS == 0u && PAIRS_EACH <= 32u;
+const_assert BLOCK_Q % CLASS_Q == 0u && CLASS_Q % ROWS == 0u && CLASS_KV % KEYS == 0u && KEYS % 4u == 0u && PAIRS_EACH <= 32u;
 
 var<workgroup> k_tile: array<vec4<f32>, KEYS * D4>;
 var<workgroup> v_tile: array<vec4<f32>, KEYS * V4>;
@@ -164,6 +165,12 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
                     s[c * ROWS + r] = p;
                     l[r] += p;
                 }
+                for (var g = 0u; g < QUADS; g++) {
+                    let keeps = keeps4(place[r], batch, head, row[r], key + 4u * g);
+                    for (var c = 0u; c < 4u; c++) {
+                        s[(4u * g + c) * ROWS + r] = select(0.0, s[(4u * g + c) * ROWS + r], keeps[c]);
+                    }
+                }
             }
             for (var d = 0u; d < V4; d++) {
                 for (var r = 0u; r < ROWS; r++) { o[r * V4 + d] *= keep[r]; }
@@ -184,7 +191,7 @@ fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
     for (var r = 0u; r < ROWS; r++) {
         if own_first + r <= row_last {
             let sum = with_sink(m[r], l[r], head, place[r].real);
-            let norm = select(0.0, exp(m[r] - sum.x) / sum.y, sum.y > 0.0);
+            let norm = select(0.0, exp(m[r] - sum.x) / sum.y, sum.y > 0.0) * keep_scale();
             for (var d = 0u; d < V4; d++) {
                 store_out4(out_first + row[r] * params.out_row + d * 4u, V_HEAD_DIM - d * 4u, o[r * V4 + d] * norm);
             }

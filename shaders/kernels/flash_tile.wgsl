@@ -8,7 +8,7 @@
 // each of an invocation's pairs.
 // l is summed per invocation and over the row once, at the end.
 // Expects: HEAD_DIM, V_HEAD_DIM, V_COLUMNS, BLOCK_Q, TILE_M, PAIRS, HEAVY, ROLLED, RANGES, Params, k_head_at, v_head_at, k_at, v_at,
-// block_begin, block_end, place_of, pair_score, pair_visible, tile_class, with_sink, load_q4, load_k4, load_v4, store_out4, store_lse, Lane, lane_of, share,
+// block_begin, block_end, place_of, pair_score, pair_visible, tile_class, with_sink, keeps4, keep_scale, load_q4, load_k4, load_v4, store_out4, store_lse, Lane, lane_of, share,
 // row_max, row_sum.
 // Provides: flash_tile_kernel.
 const BLOCK_KV: u32 = 32u;
@@ -122,6 +122,13 @@ fn scores_of(w: Work, row_at: u32, key: u32, edge: bool, products: vec4<f32>) ->
     return Scores(s, hidden, max(max(kept.x, kept.y), max(kept.z, kept.w)));
 }
 
+// The weights of four neighbouring keys, 0 where dropout drops one.
+fn undropped(w: Work, row_at: u32, key: u32, p: vec4<f32>) -> vec4<f32> {
+    let row = min(w.row_first + row_at, w.row_last);
+    let place = place_of(params.batch_first + w.batch, params.q_first + row);
+    return select(vec4<f32>(), p, keeps4(place, w.batch, w.head, row, key));
+}
+
 // Whether every row sees every key of a tile.
 fn is_whole(w: Work, tile_q: u32, key_first: u32, whole_begin: u32, whole_end: u32) -> bool {
     return key_first >= whole_begin && key_first + BLOCK_KV <= whole_end
@@ -182,7 +189,7 @@ fn tile(w: Work, key_first: u32, edge: bool, o: ptr<function, array<vec4<f32>, T
             let bits = vec4<u32>(hidden >> (4u * r)) & vec4<u32>(1u, 2u, 4u, 8u);
             p = select(vec4<f32>(), p, bits == vec4<u32>());
         }
-        qp_tile[row * PITCH + w.x] = p;
+        qp_tile[row * PITCH + w.x] = undropped(w, row, key, p);
         (*l)[r] = fma((*l)[r], keep, (p.x + p.y) + (p.z + p.w));
         for (var n = 0u; n < V_CHUNKS; n++) { (*o)[n * TILE_M + r] *= keep; }
     }
@@ -272,7 +279,7 @@ fn flash_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: La
         if row <= row_last {
             let place = place_of(params.batch_first + batch, params.q_first + row);
             let total = with_sink(m[r], sum, head, place.real);
-            let norm = select(0.0, exp(m[r] - total.x) / total.y, total.y > 0.0);
+            let norm = select(0.0, exp(m[r] - total.x) / total.y, total.y > 0.0) * keep_scale();
             for (var n = 0u; n < V_CHUNKS; n++) {
                 let d = w.column + n * 32u + 4u * w.x;
                 if d < V_HEAD_DIM {

@@ -1,18 +1,18 @@
 // Gathers the small inputs into one table, so that a kernel binds them all at once: sequences (8 words each: first
 // row of q, rows of q, first row of k, rows of k, diagonal, band's begin and end), the sequence of every packed row,
-// slopes, sinks, pages, and a block mask made earlier. Nothing in a buffer can point out of a tensor: lengths and
+// slopes, sinks, pages, a block mask made earlier, and a seed. Nothing in a buffer can point out of a tensor: lengths and
 // pages are clamped.
 // One invocation owns one word, or one sequence.
-// Expects: THREADS, tables; Q_LENS, KV_LENS, PACKED, DIAGONALS, SLOPES, SINKS, PAGES, BLOCK_MASK: what is given; q_lens_at
+// Expects: THREADS, tables; Q_LENS, KV_LENS, PACKED, DIAGONALS, SLOPES, SINKS, PAGES, BLOCK_MASK, SEED: what is given; q_lens_at
 // and so on, which read it.
 // Provides: Params, gather_kernel.
 struct Params {
     grid_width: u32, workgroup_first: u32, workgroups: u32,
-    sequences: u32, rows: u32, slopes: u32, sinks: u32, pages: u32, classes: u32,
+    sequences: u32, rows: u32, slopes: u32, sinks: u32, pages: u32, classes: u32, seed_words: u32,
     q_len: u32, kv_len: u32, sequences_at: u32, rows_at: u32, slopes_at: u32, sinks_at: u32, pages_at: u32,
-    classes_at: u32,
+    classes_at: u32, seed_at: u32,
     q_lens_base: u32, kv_lens_base: u32, cu_seqlens_q_base: u32, cu_seqlens_k_base: u32, diag_offsets_base: u32,
-    alibi_slopes_base: u32, sinks_base: u32, block_table_base: u32, block_mask_base: u32, tables_base: u32,
+    alibi_slopes_base: u32, sinks_base: u32, block_table_base: u32, block_mask_base: u32, seed_base: u32, tables_base: u32,
     diagonal: i32, bottom_right: u32, left: u32, right: u32, open: u32, last_page: u32,
 }
 
@@ -88,4 +88,5 @@ fn gather_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
         tables[params.tables_base + params.pages_at + i] = min(block_table_at(i), params.last_page);
     }
     if BLOCK_MASK && i < params.classes { tables[params.tables_base + params.classes_at + i] = block_mask_at(i); }
+    if SEED && i < params.seed_words { tables[params.tables_base + params.seed_at + i] = seed_at(i); }
 }

@@ -52,6 +52,9 @@ impl Backward {
     pub(crate) fn plan(&self, capabilities: &Capabilities) -> Result<Plan, PlanError> {
         self.validate()?;
         Algorithm::Staged.check(&self.problem)?;
+        if self.problem.drops().is_some() {
+            return Err(PlanError::NotSupported { what: "the gradient of dropout" });
+        }
         let mut planner = Planner::new(capabilities);
         planner.backward(self, &Views::of(&self.problem), &GradientViews::of(self))?;
         let mut known = operands(&self.problem);

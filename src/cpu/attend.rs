@@ -1,5 +1,6 @@
 //! Attention of blocks of rows against blocks of keys, on all cores.
 
+use super::dropout::drop_weights;
 use super::product::{Matrix, product};
 use super::softmax::Softmax;
 use super::state::State;
@@ -211,12 +212,14 @@ fn attend(problem: &Problem, inputs: &Inputs<'_>, rows: &mut [Row]) {
             }
         }
         Arch::new().dispatch(Softmax { state: &mut state, scores, first });
+        drop_weights(problem, inputs, rows, scores, &block);
         let values = rows_of(problem, inputs, (v, problem.v, v_dim), place, &mut value_rows);
         state.add_values(scores, values, v_dim, &block, pairs.hides);
     }
     SCRATCH.set(scratch);
     let sink = if problem.sinks { inputs.sinks } else { &[] };
-    state.store(rows, sink);
+    let keep_scale = problem.drops().map_or(1.0, |dropout| dropout.keep_scale());
+    state.store(rows, sink, keep_scale);
 }
 
 /// The keys or values of a block, a column each. Those in pages are copied out of them.

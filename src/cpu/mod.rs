@@ -13,6 +13,7 @@ use crate::watcher::{Meter, Watcher};
 
 mod append;
 mod attend;
+mod dropout;
 mod merge;
 mod product;
 mod softmax;

@@ -101,8 +101,8 @@ impl State {
     }
 
     /// Divides by the sums, with the `[heads]` sinks in them if there are any, and turns scores that `attend` left in
-    /// the rows into weights.
-    pub(super) fn store(&self, rows: &mut [Row], sinks: &[f32]) {
+    /// the rows into weights. `keep_scale`: what dropout multiplies those by that it keeps.
+    pub(super) fn store(&self, rows: &mut [Row], sinks: &[f32], keep_scale: f32) {
         for (lane, row) in rows.iter_mut().enumerate() {
             let (start, count) = (self.start[lane] as usize, self.count[lane] as usize);
             let (max, sum) = (self.max[lane], self.sum[lane]);
@@ -119,7 +119,7 @@ impl State {
             let first = lane * row.out.len();
             let shrunk = (max - top).exp();
             for (out, x) in row.out.iter_mut().zip(&self.out[first..]) {
-                *out = x * shrunk / all;
+                *out = x * shrunk / all * keep_scale;
             }
             row.lse.iter_mut().for_each(|lse| lse[0] = top + all.ln());
             for weight in row.weights.iter_mut().flat_map(|weights| &mut weights[start..][..count])

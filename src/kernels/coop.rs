@@ -147,12 +147,12 @@ pub(super) fn variants(size: u32, subgroup_size: u32, covering: &[Features]) -> 
     }
     for (i, features) in covering.iter().enumerate() {
         let element = [Element::F16, Element::F16, Element::PackedBf16, Element::F32][i / 2 % 4];
-        let features = Features { scores: None, ..of_type(features, element) };
+        let features = of_type(features, element);
         let fragments = fragments[usize::from(element == Element::F32)];
         let head_dim = [64, 128, 32, 40][i % 4].min(fragments.widest());
         let vec4 = i % 2 == 0;
         let flash = FlashCoop {
-            features: &features,
+            features: &features.fused(),
             head_dim,
             v_head_dim: head_dim,
             fragments,

@@ -1,13 +1,14 @@
 //! Every two values of two features, in as few sets as a greedy choice takes.
 
 use super::{Element, Features, Rows};
+use crate::dropout::DropoutMask;
 use crate::function::Text;
 use crate::pairs::MaskFormat;
 use crate::problem::ScoreStage;
 use crate::shape::DType;
 
 /// How many values each feature has.
-const VALUES: [usize; 13] = [8, 4, 3, 4, 2, 2, 2, 2, 2, 2, 2, 4, 2];
+const VALUES: [usize; 14] = [8, 4, 3, 4, 2, 2, 2, 2, 2, 2, 2, 4, 2, 3];
 
 type Choice = [usize; VALUES.len()];
 
@@ -26,10 +27,10 @@ fn elements(choice: usize, native_f16: bool) -> [Element; 3] {
     types.map(|dtype| Element::of(dtype, native_f16))
 }
 
-/// Packed sequences have neither mask nor bias nor pages, classes need something that hides pairs.
+/// Packed sequences have neither mask nor bias nor pages nor a given dropout mask, classes need something that hides pairs.
 fn is_valid(choice: &Choice) -> bool {
-    let [_, rows, mask, bias, _, _, _, _, visible, classes, _, _, paged] = *choice;
-    !(rows == 3 && (mask > 0 || bias > 0 || paged > 0))
+    let [_, rows, mask, bias, _, _, _, _, visible, classes, _, _, paged, dropout] = *choice;
+    !(rows == 3 && (mask > 0 || bias > 0 || paged > 0 || dropout == 2))
         && !(classes == 1 && mask == 0 && bias == 0 && visible == 0)
 }
 
@@ -57,6 +58,7 @@ fn features(choice: &Choice, native_f16: bool) -> Features {
         lse,
         kept,
         paged,
+        dropout,
     ] = *choice;
     let [q, kv, out] = elements(elements_of, native_f16);
     let score = (score == 1).then(|| {
@@ -76,7 +78,7 @@ fn features(choice: &Choice, native_f16: bool) -> Features {
         )
     });
     // The 8 buffers of the fused kernel: q, k, v, out, and these four; lse, tables, mask and bias come first.
-    let tables = alibi + sinks + classes + paged > 0 || rows > 1;
+    let tables = alibi + sinks + classes + paged + dropout > 0 || rows > 1;
     let used = lse + usize::from(tables) + usize::from(mask > 0) + usize::from(bias > 0);
     let (score, visible) = if used == 4 { (None, None) } else { (score, visible) };
     let classes = classes == 1 && (mask > 0 || bias > 0 || visible.is_some());
@@ -100,6 +102,7 @@ fn features(choice: &Choice, native_f16: bool) -> Features {
         sums: false,
         scores: [None, Some(ScoreStage::Raw), Some(ScoreStage::Capped), Some(ScoreStage::Biased)]
             [kept],
+        dropout: [None, Some(DropoutMask::Seeded), Some(DropoutMask::Given)][dropout],
     }
 }
 

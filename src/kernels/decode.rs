@@ -147,7 +147,7 @@ pub(super) fn variants(tuning: &Tuning, covering: &[Features]) -> Vec<Kernel> {
     }
     for (i, features) in covering.iter().enumerate() {
         let (dim, rows) = ([64, 128, 32][i % 3], [1, 4, 8, 2][i % 4]);
-        let features = Features { scores: None, classes: false, ..features.clone() };
+        let features = Features { classes: false, ..features.fused() };
         let packed = features.rows == super::Rows::Packed;
         if !packed {
             add(&features, dim, rows, features.lse, i % 3 == 0);

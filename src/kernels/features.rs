@@ -3,6 +3,7 @@
 
 use super::{Access, Binding, Element};
 use crate::device::Capabilities;
+use crate::dropout::DropoutMask;
 use crate::function::{Text, bounded};
 use crate::pairs::MaskFormat;
 use crate::problem::{Lengths, Problem, ScoreStage};
@@ -56,6 +57,8 @@ pub(crate) struct Features {
     /// The lse is in two parts, for a merge.
     pub(crate) sums: bool,
     pub(crate) scores: Option<ScoreStage>,
+    /// Weights are dropped.
+    pub(crate) dropout: Option<DropoutMask>,
 }
 
 /// Which features a kernel has a use for.
@@ -65,6 +68,8 @@ pub(crate) enum Uses {
     Rows,
     /// That, and where keys and values lie.
     Keys,
+    /// What rows see, where values lie, and which weights are kept.
+    Values,
     /// What rows see, the scores of pairs and which are visible.
     Pairs,
     /// That, and sinks.
@@ -106,6 +111,7 @@ impl Features {
             lse: problem.lse,
             sums: false,
             scores: problem.scores,
+            dropout: problem.drops().map(|dropout| dropout.mask),
         }
     }
 
@@ -130,6 +136,7 @@ impl Features {
             lse: false,
             sums: false,
             scores: None,
+            dropout: None,
         }
     }
 
@@ -153,6 +160,12 @@ impl Features {
             scores: None,
             ..self.clone()
         }
+    }
+
+    /// The same without what only the staged kernels do.
+    pub(super) fn fused(&self) -> Self {
+        let dropout = self.dropout.map(|_| DropoutMask::Seeded);
+        Self { scores: None, dropout, ..self.clone() }
     }
 
     /// What a kernel of finished rows has to know of rows: which have a sink.
@@ -190,13 +203,14 @@ impl Features {
 
     /// Whether the kernel binds the table of small inputs.
     pub(crate) fn binds_tables(&self, uses: Uses) -> bool {
-        let (keys, pairs, sinks, classes) = match uses {
-            Uses::Rows => (false, false, false, false),
-            Uses::Keys => (true, false, false, false),
-            Uses::Pairs => (false, true, false, false),
-            Uses::Softmax => (false, true, true, false),
-            Uses::Staged => (true, true, true, false),
-            Uses::Fused => (true, true, true, true),
+        let (keys, pairs, sinks, classes, dropout) = match uses {
+            Uses::Rows => (false, false, false, false, false),
+            Uses::Keys => (true, false, false, false, false),
+            Uses::Values => (true, false, false, false, true),
+            Uses::Pairs => (false, true, false, false, false),
+            Uses::Softmax => (false, true, true, false, false),
+            Uses::Staged => (true, true, true, false, true),
+            Uses::Fused => (true, true, true, true, true),
             Uses::Sinks => return self.sinks,
         };
         self.rows.in_tables()
@@ -204,14 +218,20 @@ impl Features {
             || pairs && self.alibi
             || sinks && self.sinks
             || classes && self.classes
+            || dropout && self.dropout == Some(DropoutMask::Seeded)
     }
 
     /// Whether the kernel binds masks, biases and the callers' buffers.
     pub(crate) fn binds_pairs(uses: Uses) -> bool {
-        !matches!(uses, Uses::Rows | Uses::Keys | Uses::Sinks)
+        !matches!(uses, Uses::Rows | Uses::Keys | Uses::Values | Uses::Sinks)
     }
 
-    /// The bindings that come after a kernel's own: tables, mask, bias, the functions' buffers.
+    /// Whether the kernel binds a given dropout mask: of those that know one, only the third stage does.
+    pub(crate) fn binds_keep(&self, uses: Uses) -> bool {
+        matches!(uses, Uses::Values) && self.dropout == Some(DropoutMask::Given)
+    }
+
+    /// The bindings that come after a kernel's own: tables, keep, mask, bias, the functions' buffers.
     pub(super) fn bindings(&self, uses: Uses) -> Vec<Binding> {
         let words = |name: &'static str, bits| Binding {
             name: Cow::Borrowed(name),
@@ -221,6 +241,7 @@ impl Features {
         };
         let mut bindings = Vec::new();
         bindings.extend(self.binds_tables(uses).then(|| words("tables", 32)));
+        bindings.extend(self.binds_keep(uses).then(|| words("keep", 8)));
         if Self::binds_pairs(uses) {
             let bits = |format: MaskFormat| u32::try_from(format.bits()).expect("at most 8");
             bindings.extend(self.mask.map(|format| words("mask", bits(format))));
@@ -260,6 +281,18 @@ impl Features {
     /// Adds what says which sinks there are.
     pub(super) fn add_sinks(&self, source: Source) -> Source {
         source.file(if self.sinks { file!("score/sink.wgsl") } else { file!("score/no_sink.wgsl") })
+    }
+
+    /// Adds what says which weights are kept.
+    pub(super) fn add_dropout(&self, source: Source) -> Source {
+        match self.dropout {
+            None => source.file(file!("dropout/none.wgsl")),
+            Some(DropoutMask::Seeded) => source
+                .flag("PACKED_KEYS", self.rows == Rows::Packed)
+                .file(file!("dropout/random.wgsl"))
+                .file(file!("dropout/seeded.wgsl")),
+            Some(DropoutMask::Given) => source.file(file!("dropout/given.wgsl")),
+        }
     }
 
     /// Adds the score of a pair and whether it is visible.

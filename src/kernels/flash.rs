@@ -2,6 +2,7 @@
 
 use super::features::store_lse;
 use super::{AttentionParams, Binding, Element, Features, Kernel, Uses};
+use crate::dropout::DropoutMask;
 use crate::shader::{Source, file};
 use crate::shape::DType;
 use crate::tuning::{Flash, Tuning};
@@ -27,7 +28,7 @@ pub(super) fn source(
         .constant("BLOCK_Q", block_q)
         .flag("PAIRS", c.hides_pairs())
         .alias("OutElement", c.out.alias());
-    let source = c.add_sinks(c.add_pairs(c.add_keys(c.add_rows(source))));
+    let source = c.add_dropout(c.add_sinks(c.add_pairs(c.add_keys(c.add_rows(source)))));
     let source = source
         .file(if c.classes { file!("classes/table.wgsl") } else { file!("classes/none.wgsl") })
         .files(load_q)
@@ -149,6 +150,7 @@ impl From<FlashLane<'_>> for Kernel {
             ("V4", v4),
             ("ROWS", rows),
             ("KEYS", keys),
+            ("QUADS", keys / 4),
             ("K_ROUNDS", rounds(d4)),
             ("V_ROUNDS", rounds(v4)),
         ];
@@ -194,12 +196,16 @@ pub(super) fn variants(tuning: &Tuning, covering: &[Features], native_f16: bool)
             // What the same GPU takes on the web.
             let web = Tuning { subgroups: 0, ..*tuning };
             kernels.push(web.flash_kernel(features, head_dim, head_dim, false, true));
+            // What training takes.
+            let dropout = Some(DropoutMask::Seeded);
+            let dropped = Features { dropout, lse: true, ..features.clone() };
+            kernels.push(tuning.flash_kernel(&dropped, head_dim, head_dim, false, true));
         }
     }
     for (i, features) in covering.iter().enumerate() {
         let head_dim = [64, 128, 32][i % 3];
         let sums = i % 3 == 0 && features.lse;
-        let features = Features { scores: None, sums, ..features.clone() };
+        let features = Features { sums, ..features.fused() };
         let tuning = tuning.for_rows(u32::MAX, &features);
         kernels.push(tuning.flash_kernel(&features, head_dim, head_dim, i % 3 == 0, i % 2 == 0));
     }

@@ -187,10 +187,10 @@ impl From<Values<'_>> for Kernel {
             .constant("V_HEAD_DIM", c.v_head_dim)
             .flag("PAIRS", features.hides_pairs())
             .alias("OutElement", features.out.alias());
-        let source = features.add_keys(features.add_rows(source));
+        let source = features.add_dropout(features.add_keys(features.add_rows(source)));
         let source = source.files(load_scores).files(load_v).files(store_out);
         let mut bindings = vec![Binding::PARAMS, scores, v, out];
-        bindings.extend(features.bindings(Uses::Keys));
+        bindings.extend(features.bindings(Uses::Values));
         let factors = Factors { b_along_n: true, weights: true, ..Factors::default() };
         Self {
             name: "values",

@@ -9,10 +9,11 @@ params! {
     /// Uniforms of `kernels/gather.wgsl`. Bases are filled in when buffers are bound.
     GatherParams {
         grid_width: u32, workgroup_first: u32, workgroups: u32,
-        sequences: u32, rows: u32, slopes: u32, sinks: u32, pages: u32, classes: u32,
+        sequences: u32, rows: u32, slopes: u32, sinks: u32, pages: u32, classes: u32, seed_words: u32,
         q_len: u32, kv_len: u32, sequences_at: u32, rows_at: u32, slopes_at: u32, sinks_at: u32, pages_at: u32, classes_at: u32,
+        seed_at: u32,
         q_lens_base: u32, kv_lens_base: u32, cu_seqlens_q_base: u32, cu_seqlens_k_base: u32,
-        diag_offsets_base: u32, alibi_slopes_base: u32, sinks_base: u32, block_table_base: u32, block_mask_base: u32, tables_base: u32,
+        diag_offsets_base: u32, alibi_slopes_base: u32, sinks_base: u32, block_table_base: u32, block_mask_base: u32, seed_base: u32, tables_base: u32,
         diagonal: i32, bottom_right: u32, left: u32, right: u32, open: u32, last_page: u32,
     }
 }
@@ -28,6 +29,7 @@ pub(crate) struct Gather {
     pub(crate) sinks: bool,
     pub(crate) pages: bool,
     pub(crate) block_mask: bool,
+    pub(crate) seed: bool,
 }
 
 /// Invocations of a workgroup of both kernels.
@@ -35,7 +37,7 @@ pub(crate) const THREADS: u32 = 64;
 
 impl Gather {
     /// Every input, in the order of bindings.
-    pub(crate) fn inputs(self) -> [(&'static str, bool); 9] {
+    pub(crate) fn inputs(self) -> [(&'static str, bool); 10] {
         [
             ("q_lens", self.q_lens),
             ("kv_lens", self.kv_lens),
@@ -46,6 +48,7 @@ impl Gather {
             ("sinks", self.sinks),
             ("block_table", self.pages),
             ("block_mask", self.block_mask),
+            ("seed", self.seed),
         ]
     }
 }
@@ -61,7 +64,8 @@ impl From<Gather> for Kernel {
             .flag("SLOPES", c.slopes)
             .flag("SINKS", c.sinks)
             .flag("PAGES", c.pages)
-            .flag("BLOCK_MASK", c.block_mask);
+            .flag("BLOCK_MASK", c.block_mask)
+            .flag("SEED", c.seed);
         let mut bindings = vec![Binding::PARAMS];
         for (name, given) in c.inputs() {
             let table: File =
@@ -121,9 +125,13 @@ pub(super) fn variants(tuning: &Tuning, covering: &[Features]) -> Vec<Kernel> {
         pages: true,
         block_mask: true,
         packed: false,
+        // It would be the ninth buffer.
+        seed: false,
     };
     let packed = Gather { q_lens: false, kv_lens: false, packed: true, ..given };
-    let mut kernels: Vec<Kernel> = [given, packed].map(Kernel::from).into();
+    let seed = Gather { seed: true, ..Gather::default() };
+    let seeded = Gather { seed: true, pages: false, ..given };
+    let mut kernels: Vec<Kernel> = [given, packed, seed, seeded].map(Kernel::from).into();
     for features in covering {
         if features.hides_pairs() {
             let (block_q, block_kv) = tuning.class_tile(64, 64);

@@ -3,7 +3,7 @@
 use super::case::Case;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-use wgpu_attention::{Diagonal, Layout, Lengths, Mask, ScoreStage, Slopes};
+use wgpu_attention::{Diagonal, DropoutMask, Layout, Lengths, Mask, ScoreStage, Slopes};
 
 type Tensor = (&'static str, Dtype, Vec<usize>, Vec<u8>);
 
@@ -63,6 +63,12 @@ fn options(case: &Case) -> String {
     }
     if let Some(cap) = p.softcap {
         add(format!("--softcap {cap}"));
+    }
+    if let Some(dropout) = p.dropout {
+        add(format!("--dropout {}", dropout.p));
+        if dropout.mask == DropoutMask::Seeded {
+            add(format!("--seed {}", case.tensors(0).extra.seed));
+        }
     }
     if p.weights {
         add("--weights".to_owned());
@@ -135,6 +141,14 @@ fn tensors(case: &Case) -> Option<Vec<Tensor>> {
         }
         let (axes, bias) = widened(bias.pairs.axes, &e.bias, keys);
         tensors.push(("bias", Dtype::F32, sizes(&axes), floats(&bias)));
+    }
+    if p.dropout.is_some_and(|dropout| dropout.mask == DropoutMask::Given) {
+        let mut bytes = vec![0; (s.batch * s.heads * s.q_len * keys) as usize];
+        let rows = e.keep.chunks(s.kv_len.max(1) as usize);
+        for (row, bytes) in rows.zip(bytes.chunks_mut(keys.max(1) as usize)) {
+            row.iter().zip(bytes).for_each(|(keep, byte)| *byte = u8::from(*keep));
+        }
+        tensors.push(("keep", Dtype::BOOL, sizes(&[s.batch, s.heads, s.q_len, keys]), bytes));
     }
     let slopes = if p.alibi == Some(Slopes::PerSequence) {
         sizes(&[s.batch, s.heads])

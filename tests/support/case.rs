@@ -189,7 +189,9 @@ impl Tensors {
             .kv_lens(&e.kv_lens)
             .cu_seqlens_q(&e.cu_seqlens_q)
             .cu_seqlens_k(&e.cu_seqlens_k)
-            .block_table(&e.block_table);
+            .block_table(&e.block_table)
+            .seed(e.seed)
+            .keep(&e.keep);
         e.buffers.iter().fold(inputs, |inputs, (name, words)| inputs.buffer(name, words))
     }
 }

@@ -26,7 +26,7 @@ pub(crate) struct Kind {
 }
 
 /// Every feature and the names of its values.
-const FEATURES: [(&str, &[&str]); 15] = [
+const FEATURES: [(&str, &[&str]); 16] = [
     ("class", &["hardware", "software"]),
     (
         "types",
@@ -50,6 +50,7 @@ const FEATURES: [(&str, &[&str]); 15] = [
     ("softcap", &["none", "given"]),
     ("alibi", &["none", "per head", "per sequence"]),
     ("sinks", &["none", "given"]),
+    ("dropout", &["none", "by seed", "by mask"]),
     ("score function", &["none", "plain", "with a buffer"]),
     ("mask function", &["none", "plain", "with a buffer"]),
     ("matrix", &["none", "weights", "raw", "capped", "biased"]),
@@ -57,7 +58,7 @@ const FEATURES: [(&str, &[&str]); 15] = [
 ];
 
 /// Values that do not go together, each with the reason.
-const APART: [(Drawn, Drawn); 7] = [
+const APART: [(Drawn, Drawn); 8] = [
     // Pairs have no place in packed sequences.
     (("lengths", "packed"), ("mask", "bytes")),
     (("lengths", "packed"), ("mask", "bits")),
@@ -65,6 +66,7 @@ const APART: [(Drawn, Drawn); 7] = [
     (("lengths", "packed"), ("bias", "f16")),
     (("lengths", "packed"), ("bias", "bf16")),
     (("lengths", "packed"), ("pages", "given")),
+    (("lengths", "packed"), ("dropout", "by mask")),
     // A diagonal of each sequence's own needs a band to matter; what is drawn is kept simple.
     (("band", "full"), ("diagonal", "per sequence")),
 ];
@@ -122,6 +124,7 @@ impl Kind {
             };
             let packed = name != "lengths" && taken("lengths") == 4;
             if matches!(name, "mask" | "bias" | "pages") && packed
+                || name == "dropout" && value == 2 && packed
                 || name == "diagonal" && value == 3 && taken("band") == 0
             {
                 value = 0;
@@ -129,8 +132,8 @@ impl Kind {
             if name == "mask function" || name == "score function" {
                 // Of the eight buffers that every device binds, q, k, v and out take four.
                 let asked = |name: &str| usize::from(taken(name) > 0);
-                let tables = asked("alibi") + asked("sinks") + asked("lengths") + asked("pages")
-                    > 0
+                let tables = ["alibi", "sinks", "dropout", "lengths", "pages"].map(asked);
+                let tables = tables.contains(&1)
                     || taken("diagonal") == 3
                     || taken("mask") + taken("bias") > 0;
                 let others = asked("mask") + asked("bias") + usize::from(tables) + 1;
@@ -226,6 +229,12 @@ impl Kind {
             _ => problem = problem.with_alibi(Slopes::PerSequence),
         }
         problem.sinks = self.value("sinks") == 1;
+        let p = [0.0, 0.1, 0.5, 0.9][random.below(4) as usize];
+        match self.value("dropout") {
+            0 => {}
+            1 => problem = problem.with_dropout(p),
+            _ => problem = problem.with_given_dropout(p),
+        }
         match self.value("score function") {
             0 => {}
             1 => problem = problem.with_score_function(functions::fading()),

@@ -4,7 +4,7 @@ use super::At;
 use super::case::{Tensors, extent, rounded, rows, start};
 use std::ops::Range;
 use wgpu_attention::{
-    Diagonal, Lengths, Outputs, Pair, Problem, ScoreStage, Slopes, Strides, reference,
+    Diagonal, DropoutMask, Lengths, Outputs, Pair, Problem, ScoreStage, Slopes, Strides, reference,
 };
 
 /// Results of a whole problem, or of something that pretends to be one.
@@ -127,6 +127,7 @@ pub(crate) fn row(problem: &Problem, tensors: &Tensors, at: At, precision: Preci
         sum += p;
         let (outer, key_row) = tensors.extra.key_at(problem, batch, j);
         let value = line(&tensors.v, problem.v, (outer, kv_head, key_row), s.v_head_dim);
+        let p = p * place.kept(problem, tensors, head, j);
         out.iter_mut().zip(value).for_each(|(o, v)| *o += p * precision.of(*v));
     }
     if max == f32::NEG_INFINITY {
@@ -185,6 +186,21 @@ impl Place {
             diagonal,
             real: rows.contains(&row),
         }
+    }
+
+    /// What dropout makes of a weight of 1.
+    fn kept(&self, problem: &Problem, tensors: &Tensors, head: u32, key: u32) -> f32 {
+        let Some(dropout) = problem.dropout else { return 1.0 };
+        let kv_pos = key - self.keys.start;
+        let keeps = if dropout.mask == DropoutMask::Given {
+            let s = problem.shape;
+            let row = (self.batch * s.heads + head) * s.q_len + self.q_pos;
+            tensors.extra.keep[(row * s.kv_len + kv_pos) as usize]
+        } else {
+            let pair = Pair::new(self.batch, head, self.q_pos, kv_pos, self.diagonal);
+            dropout.keeps(tensors.extra.seed, pair)
+        };
+        if keeps { dropout.keep_scale() } else { 0.0 }
     }
 
     /// ALiBi, bias, the caller's function.

@@ -2,7 +2,7 @@
 
 use super::case::rounded;
 use super::random::Random;
-use wgpu_attention::{Diagonal, Lengths, Pairs, Problem, Slopes};
+use wgpu_attention::{Diagonal, Dropout, DropoutMask, Lengths, Pairs, Problem, Slopes};
 
 /// Whatever a problem asks for; empty where it does not.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +17,8 @@ pub(crate) struct Extra {
     pub(crate) cu_seqlens_q: Vec<u32>,
     pub(crate) cu_seqlens_k: Vec<u32>,
     pub(crate) block_table: Vec<u32>,
+    pub(crate) seed: u64,
+    pub(crate) keep: Vec<bool>,
     pub(crate) buffers: Vec<(String, Vec<u32>)>,
 }
 
@@ -98,6 +100,14 @@ impl Extra {
         }
         if problem.pages.is_some() {
             extra.block_table = extra.pages(problem, random);
+        }
+        match problem.dropout {
+            Some(Dropout { mask: DropoutMask::Given, .. }) => {
+                let n = elements(Pairs::new([s.batch, s.heads, s.q_len, s.kv_len]));
+                extra.keep = (0..n).map(|_| random.below(3) > 0).collect();
+            }
+            Some(_) => extra.seed = random.next(),
+            None => {}
         }
         let score = problem.score_function.iter().flat_map(|function| function.buffers());
         let mask = problem.mask_function.iter().flat_map(|function| function.buffers());

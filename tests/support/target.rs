@@ -3,7 +3,9 @@
 use super::case::Tensors;
 use super::emulation::Got;
 use std::sync::OnceLock;
-use wgpu_attention::{Algorithm, Checks, DeviceClass, Error, Problem, Runner, RunnerOptions, wgpu};
+use wgpu_attention::{
+    Algorithm, Checks, DeviceClass, DropoutMask, Error, Problem, Runner, RunnerOptions, wgpu,
+};
 
 /// An algorithm on a device.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +40,7 @@ impl Target {
         Self::Cpu,
     ];
 
-    /// Whether it has the outputs that the problem asks for.
+    /// Whether it has the outputs that the problem asks for, and reads what it gives.
     pub(crate) fn gives(self, problem: &Problem) -> bool {
         let fused = matches!(
             self,
@@ -47,7 +49,8 @@ impl Target {
                 | Self::Tight(_, Algorithm::Flash | Algorithm::Split)
                 | Self::Matrices(Algorithm::Flash)
         );
-        !((problem.weights || problem.scores.is_some()) && fused)
+        let given = problem.dropout.is_some_and(|dropout| dropout.mask == DropoutMask::Given);
+        !((problem.weights || problem.scores.is_some() || given) && fused)
     }
 
     /// # Panics
