@@ -124,7 +124,7 @@ impl BackwardPlanner<'_, '_> {
                 task.queries(block, view)
             });
         }
-        bound.extend(task.shared(&features, Uses::Staged, block, &all_keys));
+        bound.extend(task.shared(&features, Uses::Gradients, block, &all_keys));
         let pair = self.pair(gradient);
         let task = &mut self.task;
         let tiles = u64::from(batch) * u64::from(owners) * u64::from(len.div_ceil(owned));

@@ -52,9 +52,6 @@ impl Backward {
     pub(crate) fn plan(&self, capabilities: &Capabilities) -> Result<Plan, PlanError> {
         self.validate()?;
         Algorithm::Staged.check(&self.problem)?;
-        if self.problem.drops().is_some() {
-            return Err(PlanError::NotSupported { what: "the gradient of dropout" });
-        }
         let mut planner = Planner::new(capabilities);
         planner.backward(self, &Views::of(&self.problem), &GradientViews::of(self))?;
         let mut known = operands(&self.problem);
@@ -177,6 +174,8 @@ impl BackwardPlanner<'_, '_> {
         tensors.push(("d_q", Extent::Queries(d_q)));
         tensors.push(("d_k", Extent::Keys(d_k)));
         tensors.push(("d_v", Extent::Keys(d_v)));
+        let keep = |view| ("keep", Extent::Pairs { view, all_keys: true });
+        tensors.extend(self.task.keep_view().map(keep));
         tensors
     }
 

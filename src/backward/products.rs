@@ -157,7 +157,8 @@ impl BackwardPlanner<'_, '_> {
                 (Bound { operand, bytes: 0..f32_bytes(block.rows(), head_dim) }, Element::F32)
             }
         };
-        let features = Features { out, ..self.task.features.clone() };
+        // Gradients of scores have dropout in them already.
+        let features = Features { out, dropout: None, ..self.task.features.clone() };
         let kv_heads = block.kv_heads().end - block.kv_heads().start;
         let [v_batch, v_head, v_row] = outer(&k, [batch, kv_heads, keys.end - keys.start]);
         let [out_batch, out_head, out_row] = outer(&d_q, block.counts());
@@ -177,7 +178,7 @@ impl BackwardPlanner<'_, '_> {
         };
         let mut bound =
             vec![self.matrix(block, matrices.d_scores), self.task.keys(block, keys, &k), to];
-        bound.extend(self.task.shared(&features, Uses::Keys, block, keys));
+        bound.extend(self.task.shared(&features, Uses::Values, block, keys));
         let columns = u64::from(head_dim.div_ceil(block_n));
         let value = 2 * u64::from(block_n) + ELEMENT;
         let pairs = self.task.pairs(block, keys, block_m, value, Across::Columns(columns));

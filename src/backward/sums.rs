@@ -59,7 +59,7 @@ impl BackwardPlanner<'_, '_> {
             Self::stats(block, matrices.stats),
         ];
         bound.extend(matrices.d_biased.map(|operand| self.matrix(block, operand)));
-        bound.extend(self.task.shared(&features, Uses::Pairs, block, &keys));
+        bound.extend(self.task.shared(&features, Uses::Gradients, block, &keys));
         let pair = SOFTMAX + if features.changes() { 2 * CHANGES } else { 0 };
         let pairs = self.task.pairs(block, &keys, 1, pair, Across::Columns(1));
         let zeros = 2 * u64::from(self.task.shape.kv_len) * ELEMENT;

@@ -72,7 +72,9 @@ pub(crate) enum Uses {
     Values,
     /// What rows see, the scores of pairs and which are visible.
     Pairs,
-    /// That, and sinks.
+    /// That, where keys and values lie, and which weights are kept.
+    Gradients,
+    /// What rows see, the scores of pairs, which are visible, and sinks.
     Softmax,
     /// What any of the three stages has a use for.
     Staged,
@@ -208,6 +210,7 @@ impl Features {
             Uses::Keys => (true, false, false, false, false),
             Uses::Values => (true, false, false, false, true),
             Uses::Pairs => (false, true, false, false, false),
+            Uses::Gradients => (true, true, false, false, true),
             Uses::Softmax => (false, true, true, false, false),
             Uses::Staged => (true, true, true, false, true),
             Uses::Fused => (true, true, true, true, true),
@@ -226,9 +229,9 @@ impl Features {
         !matches!(uses, Uses::Rows | Uses::Keys | Uses::Values | Uses::Sinks)
     }
 
-    /// Whether the kernel binds a given dropout mask: of those that know one, only the third stage does.
+    /// Whether the kernel binds a given dropout mask: of those that know one, only the third stage and gradients do.
     pub(crate) fn binds_keep(&self, uses: Uses) -> bool {
-        matches!(uses, Uses::Values) && self.dropout == Some(DropoutMask::Given)
+        matches!(uses, Uses::Values | Uses::Gradients) && self.dropout == Some(DropoutMask::Given)
     }
 
     /// The bindings that come after a kernel's own: tables, keep, mask, bias, the functions' buffers.

@@ -6,9 +6,6 @@ use crate::shape::DType;
 use crate::tuning::Tuning;
 use crate::unroll::unrolled;
 
-/// Storage buffers that every device binds at once.
-const PORTABLE_BUFFERS: usize = 8;
-
 /// Which gradients a fused kernel makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Gradient {
@@ -62,8 +59,8 @@ fn source(
         .flag("PAIRS", c.hides_pairs())
         .alias("OutElement", to.alias());
     let source = c.add_pair_gradients(c.add_pairs(c.add_keys(c.add_rows(source))));
+    let source = c.add_dropout(source);
     let mut source = source
-        .file(file!("dropout/none.wgsl"))
         .file(file!("rows/seeing.wgsl"))
         .file(file!("gradient/finite.wgsl"))
         .files(load_q)
@@ -76,7 +73,7 @@ fn source(
         bindings.push(binding);
         source = source.file(store);
     }
-    bindings.extend(c.bindings(Uses::Staged));
+    bindings.extend(c.bindings(Uses::Gradients));
     (source, bindings)
 }
 
@@ -216,6 +213,6 @@ pub(super) fn variants(tuning: &Tuning, covering: &[Features], native_f16: bool)
         }
     }
     // Of more buffers than every device has, the five products do with fewer at a time.
-    kernels.retain(|kernel| kernel.bindings.len() <= 1 + PORTABLE_BUFFERS);
+    kernels.retain(Kernel::is_portable);
     kernels
 }

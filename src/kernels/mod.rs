@@ -176,6 +176,11 @@ impl Kernel {
         crate::tuning::least_waves(class, if is_product { "product_coop" } else { self.name })
     }
 
+    /// Whether every device binds so many storage buffers at once.
+    fn is_portable(&self) -> bool {
+        self.bindings.len() <= 1 + 8
+    }
+
     /// Whether it needs the device's own f16.
     pub(crate) fn needs_f16(&self) -> bool {
         self.source.uses_matrices()
