@@ -1,7 +1,8 @@
 //! Inputs of one attention in host memory, and what a pair of them comes to.
 
 use crate::dropout::DropoutMask;
-use crate::problem::{Problem, Slopes};
+use crate::function::Pair;
+use crate::problem::Problem;
 use crate::sequence::Place;
 
 /// Inputs of one attention. Slices may be longer than the problem's strides reach: views of one packed buffer
@@ -137,9 +138,30 @@ impl PairValue<'_> {
 
     /// After every bias; `None` where the pair is hidden. `key` is in tensor coordinates, and within the length.
     pub(crate) fn biased(&self, capped: f64, place: &Place, head: u32, key: u32) -> Option<f64> {
-        let (problem, inputs) = (self.problem, self.inputs);
         let pair = place.pair(head, key);
-        let at = [pair.batch, head, pair.q_pos, pair.kv_pos];
+        let s = self.summed(capped, pair)?;
+        Some(self.problem.score_function.as_ref().map_or(s, |function| function.apply(s, pair)))
+    }
+
+    /// The same of a score before the soft cap, with its derivatives.
+    pub(crate) fn derived(&self, raw: f64, place: &Place, head: u32, key: u32) -> Option<Derived> {
+        let pair = place.pair(head, key);
+        let s = self.summed(self.capped(raw), pair)?;
+        let function = self.problem.score_function.as_ref();
+        let by_bias = function.and_then(|function| function.derivative(s, pair)).unwrap_or(1.0);
+        let cap = |cap: f32| 1.0 - (raw / f64::from(cap)).tanh().powi(2);
+        Some(Derived {
+            score: function.map_or(s, |function| function.apply(s, pair)),
+            by_bias,
+            by_raw: by_bias * self.problem.softcap.map_or(1.0, cap),
+            by_slope: -by_bias * distance(pair),
+        })
+    }
+
+    /// With ALiBi and the bias; `None` where the pair is hidden.
+    fn summed(&self, capped: f64, pair: Pair) -> Option<f64> {
+        let (problem, inputs) = (self.problem, self.inputs);
+        let at = [pair.batch, pair.head, pair.q_pos, pair.kv_pos];
         let index = |n: u64| usize::try_from(n).expect("in memory");
         if problem.boolean_mask.is_some_and(|mask| !inputs.mask[index(mask.pairs.index(at))]) {
             return None;
@@ -149,14 +171,8 @@ impl PairValue<'_> {
         }
         let mut s = capped;
         if let Some(slopes) = problem.alibi {
-            let first = match slopes {
-                Slopes::PerHead => 0,
-                Slopes::PerSequence => pair.batch as usize * problem.shape.heads as usize,
-            };
-            let distance = i64::from(pair.q_pos) + pair.diagonal - i64::from(pair.kv_pos);
-            #[allow(clippy::cast_precision_loss, reason = "positions are below 2^33")]
-            let distance = distance.abs() as f64;
-            s -= f64::from(inputs.alibi_slopes[first + head as usize]) * distance;
+            let slope = inputs.alibi_slopes[slopes.index(&problem.shape, pair.batch, pair.head)];
+            s -= f64::from(slope) * distance(pair);
         }
         if let Some(bias) = problem.bias {
             let bias = inputs.bias[index(bias.pairs.index(at))];
@@ -165,8 +181,29 @@ impl PairValue<'_> {
             }
             s += f64::from(bias);
         }
-        Some(problem.score_function.as_ref().map_or(s, |function| function.apply(s, pair)))
+        Some(s)
     }
+}
+
+/// The score of a visible pair, and what it changes by with what goes into it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Derived {
+    /// After every bias.
+    pub(crate) score: f64,
+    /// With the bias.
+    pub(crate) by_bias: f64,
+    /// With the score before the soft cap.
+    pub(crate) by_raw: f64,
+    /// With the slope of ALiBi.
+    pub(crate) by_slope: f64,
+}
+
+/// From the key that the query stands at.
+fn distance(pair: Pair) -> f64 {
+    let distance = i64::from(pair.q_pos) + pair.diagonal - i64::from(pair.kv_pos);
+    #[allow(clippy::cast_precision_loss, reason = "positions are below 2^33")]
+    let distance = distance.abs() as f64;
+    distance
 }
 
 /// The standard slopes of ALiBi for `heads` heads: a geometric sequence that ends at 2^-8, and where `heads` is no

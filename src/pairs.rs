@@ -116,3 +116,10 @@ pub struct Bias {
     /// What an element is.
     pub dtype: DType,
 }
+
+impl Bias {
+    /// How its gradient lies: the same axes, contiguous.
+    pub(crate) fn gradient(&self) -> Pairs {
+        Pairs::new(self.pairs.axes)
+    }
+}

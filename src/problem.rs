@@ -40,6 +40,25 @@ pub enum Slopes {
     PerSequence,
 }
 
+impl Slopes {
+    /// Index of the slope of a sequence's head.
+    pub(crate) fn index(self, shape: &Shape, batch: u32, head: u32) -> usize {
+        let first = match self {
+            Self::PerHead => 0,
+            Self::PerSequence => batch as usize * shape.heads as usize,
+        };
+        first + head as usize
+    }
+
+    /// How many there are.
+    pub(crate) fn count(self, shape: &Shape) -> u64 {
+        match self {
+            Self::PerHead => shape.heads.into(),
+            Self::PerSequence => u64::from(shape.batch) * u64::from(shape.heads),
+        }
+    }
+}
+
 /// At which stage scores are handed out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

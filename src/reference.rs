@@ -1,8 +1,10 @@
 //! The definition, in f64, one query row at a time: textbook two passes, no tiling, no cleverness.
 
 mod append;
+mod backward;
 
 pub use append::{Appended, append, rotary_embedding, rotated};
+pub use backward::{BackwardRow, Gradients, backward, backward_row};
 
 use crate::inputs::{Inputs, PairValue};
 use crate::layout::Strides;

@@ -1,6 +1,6 @@
 //! Functions as a caller would write them, each twice: in WGSL and as a closure.
 
-use wgpu_attention::{BufferElement, MaskFunction, ScoreFunction};
+use wgpu_attention::{BufferElement, MaskFunction, Pair, ScoreFunction};
 
 /// Contents of the buffers that the functions read, by name.
 pub(crate) fn buffer(name: &str) -> Vec<u32> {
@@ -29,13 +29,14 @@ fn score(s: f32, batch: u32, head: u32, q_pos: u32, kv_pos: u32) -> f32 {
 }
 ";
     let table = relative_bias();
-    let twin = move |s: f64, pair: wgpu_attention::Pair| {
+    let twin = move |s: f64, pair: Pair| {
         let distance = (i64::from(pair.q_pos) + pair.diagonal - i64::from(pair.kv_pos)).abs();
         let at = (distance + i64::from(pair.head)).rem_euclid(16);
         s + f64::from(table[usize::try_from(at).expect("below 16")])
     };
     ScoreFunction::new("relative position", wgsl, twin)
         .with_buffer("relative_bias", BufferElement::F32)
+        .with_derivative(&d_score("1.0"), |_, _| 1.0)
 }
 
 /// A factor by position and head, without a buffer.
@@ -45,10 +46,32 @@ fn score(s: f32, batch: u32, head: u32, q_pos: u32, kv_pos: u32) -> f32 {
     return s * (1.0 - 0.125 * f32((q_pos + 2u * kv_pos + head + batch) % 5u));
 }
 ";
-    ScoreFunction::new("fading", wgsl, |s, pair| {
+    let factor = |pair: Pair| {
         let step = (pair.q_pos + 2 * pair.kv_pos + pair.head + pair.batch) % 5;
-        s * (1.0 - 0.125 * f64::from(step))
-    })
+        1.0 - 0.125 * f64::from(step)
+    };
+    let derivative = d_score("1.0 - 0.125 * f32((q_pos + 2u * kv_pos + head + batch) % 5u)");
+    ScoreFunction::new("fading", wgsl, move |s, pair| s * factor(pair))
+        .with_derivative(&derivative, move |_, pair| factor(pair))
+}
+
+/// A curve: its derivative is of the score itself, and below 0 in places.
+pub(crate) fn bent() -> ScoreFunction {
+    let wgsl = "\
+fn score(s: f32, batch: u32, head: u32, q_pos: u32, kv_pos: u32) -> f32 {
+    return s + 2.0 / (1.0 + s * s);
+}
+";
+    let derivative = d_score("1.0 - 4.0 * s / ((1.0 + s * s) * (1.0 + s * s))");
+    ScoreFunction::new("bent", wgsl, |s, _| s + 2.0 / (1.0 + s * s))
+        .with_derivative(&derivative, |s, _| 1.0 - 4.0 * s / (1.0 + s * s).powi(2))
+}
+
+/// The text of a derivative.
+fn d_score(value: &str) -> String {
+    format!(
+        "fn d_score(s: f32, batch: u32, head: u32, q_pos: u32, kv_pos: u32) -> f32 {{\n    return {value};\n}}\n"
+    )
 }
 
 /// Only tokens of the same document.
