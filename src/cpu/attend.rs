@@ -94,7 +94,7 @@ pub(super) fn work(problem: &Problem, inputs: &Inputs<'_>) -> u64 {
 }
 
 /// Work of a row: its products, and something where it sees no key.
-fn row_work(problem: &Problem, place: Option<Place>) -> u64 {
+pub(super) fn row_work(problem: &Problem, place: Option<Place>) -> u64 {
     let s = problem.shape;
     let keys = place.map_or(0, |place| place.visible(problem).len() as u64);
     1 + 2 * keys * (u64::from(s.head_dim) + u64::from(s.v_head_dim))
@@ -123,7 +123,7 @@ pub(super) struct Row<'a> {
 
 /// Every query: those that read the same keys together, and of these, neighbours in position
 /// together, so that a block of them sees about the same keys in prefill and in decode.
-fn positions(shape: &Shape) -> impl Iterator<Item = (u32, u32, u32)> {
+pub(super) fn positions(shape: &Shape) -> impl Iterator<Item = (u32, u32, u32)> {
     let Shape { batch, kv_heads, q_len, .. } = *shape;
     let group = shape.group_size();
     let heads = move |kv_head: u32| kv_head * group..(kv_head + 1) * group;
@@ -137,7 +137,7 @@ fn positions(shape: &Shape) -> impl Iterator<Item = (u32, u32, u32)> {
 
 /// Cuts an output into its rows, in the order of [`positions`]. Threads then write rows of any
 /// strides in place, without `unsafe` and without a copy, for one pointer a row.
-fn split<'a>(
+pub(super) fn split<'a>(
     shape: &Shape,
     data: &'a mut [f32],
     strides: Strides,
@@ -190,7 +190,7 @@ fn attend(problem: &Problem, inputs: &Inputs<'_>, rows: &mut [Row]) {
     let pairs = Pairs::new(problem, inputs);
     let within = rows.iter().filter_map(|row| row.place.map(|place| place.within()));
     let seen = match problem.scores {
-        None => state.seen(),
+        None => state.band.seen(),
         Some(_) => within.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0),
     };
     let (mut key_rows, mut value_rows) = (Vec::new(), Vec::new());
@@ -207,7 +207,7 @@ fn attend(problem: &Problem, inputs: &Inputs<'_>, rows: &mut [Row]) {
         pairs.change(&state, scores, &block, rows);
         for (lane, row) in rows.iter_mut().enumerate() {
             let Some(weights) = &mut row.weights else { continue };
-            for j in state.visible(lane, &block) {
+            for j in state.band.visible(lane, &block) {
                 weights[first as usize + j] = scores[j * lanes + lane];
             }
         }
@@ -231,8 +231,7 @@ fn rows_of<'a>(
     copies: &'a mut Vec<f32>,
 ) -> Matrix<'a> {
     if problem.pages.is_none() {
-        let data = &data[start(strides, (batch, kv_head, block.start))..];
-        return Matrix { data, strides: (1, stride(strides.row, block.len())) };
+        return rows_in_place(data, strides, (batch, kv_head, block));
     }
     copies.clear();
     for key in block {
@@ -240,6 +239,16 @@ fn rows_of<'a>(
         copies.extend_from_slice(&data[start(strides, (page, kv_head, row))..][..dim]);
     }
     Matrix { data: copies, strides: (1, dim) }
+}
+
+/// Rows of a head as they lie, a column each.
+pub(super) fn rows_in_place(
+    data: &[f32],
+    strides: Strides,
+    (batch, head, block): (u32, u32, Range<u32>),
+) -> Matrix<'_> {
+    let data = &data[start(strides, (batch, head, block.start))..];
+    Matrix { data, strides: (1, stride(strides.row, block.len())) }
 }
 
 /// What happens to a block's scores between the products.
@@ -276,7 +285,7 @@ impl<'a> Pairs<'a> {
                     scores[j as usize] = narrow(score);
                 }
             };
-            let visible = state.visible(lane, block);
+            let visible = state.band.visible(lane, block);
             let visible = block.start + to_u32(visible.start)..block.start + to_u32(visible.end);
             let within = place.within();
             let range = match stage {
@@ -308,7 +317,7 @@ impl<'a> Pairs<'a> {
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "rounded once")]
-fn narrow(score: f64) -> f32 {
+pub(super) fn narrow(score: f64) -> f32 {
     score as f32
 }
 

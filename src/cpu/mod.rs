@@ -13,11 +13,13 @@ use crate::watcher::{Meter, Watcher};
 
 mod append;
 mod attend;
+mod band;
 mod dropout;
 mod merge;
 mod product;
 mod softmax;
 mod state;
+mod weighted;
 
 pub(crate) use append::{append, rotary_embedding};
 pub(crate) use merge::merge;

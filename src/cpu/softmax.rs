@@ -25,17 +25,12 @@ impl WithSimd for Softmax<'_> {
             return Softmax { state, scores, first }.with_simd(Scalar::new());
         }
         let keys = scores.len() / state.max.len();
-        let lanes = state.start.iter().zip(&state.count);
         // Rows past the last see nothing.
-        let sees_all = |(start, count): (&u32, &u32)| {
-            *start <= first
-                && u64::from(*start) + u64::from(*count) >= u64::from(first) + keys as u64
-        };
-        let all: Vec<bool> = lanes.map(sees_all).collect();
+        let all = state.band.whole(first, keys);
         let mut columns = Columns {
             scores: S::as_mut_simd_f32s(scores).0,
-            starts: S::as_simd_u32s(&state.start).0,
-            counts: S::as_simd_u32s(&state.count).0,
+            starts: S::as_simd_u32s(&state.band.start).0,
+            counts: S::as_simd_u32s(&state.band.count).0,
             maxima: S::as_mut_simd_f32s(&mut state.max).0,
             sums: S::as_mut_simd_f32s(&mut state.sum).0,
             decays: S::as_mut_simd_f32s(&mut state.decay).0,
