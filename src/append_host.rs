@@ -3,8 +3,9 @@
 use crate::append::{Append, AppendInputs};
 use crate::encoding::{Data, encoded};
 use crate::error::{BindError, Error};
-use crate::host::{Output, Transfer};
+use crate::host::Transfer;
 use crate::operand::Operand;
+use crate::outputs::Output;
 use crate::rotary::{RotaryEmbedding, RotaryInputs};
 
 /// A cache in host memory after an [`Append`].

@@ -6,8 +6,8 @@ use crate::dispatch::Dispatch;
 use crate::download::Download;
 use crate::encoding::decoded;
 use crate::error::Error;
-use crate::host::{Output, Outputs, Transfer};
-use crate::operand::Operand;
+use crate::host::Transfer;
+use crate::outputs::{FromOutputs, Output};
 use crate::pace::{Pace, Stopwatch};
 use crate::plan::Plan;
 use crate::scopes::{caught, watch};
@@ -56,41 +56,35 @@ enum Wait {
 
 impl Gpu {
     #[cfg(not(target_arch = "wasm32"))]
-    pub(crate) fn run(
+    pub(crate) fn run<T: FromOutputs>(
         &self,
         plan: &Plan,
         transfer: &Transfer<'_>,
         watcher: &Watcher,
-    ) -> Result<Outputs, Error> {
+    ) -> Result<T, Error> {
         pollster::block_on(self.run_chunks(plan, transfer, watcher, Wait::Here))
     }
 
-    pub(crate) async fn run_async(
+    pub(crate) async fn run_async<T: FromOutputs>(
         &self,
         plan: &Plan,
         transfer: &Transfer<'_>,
         watcher: &Watcher,
-    ) -> Result<Outputs, Error> {
+    ) -> Result<T, Error> {
         self.run_chunks(plan, transfer, watcher, Wait::Aside).await
     }
 
-    async fn run_chunks(
+    async fn run_chunks<T: FromOutputs>(
         &self,
         plan: &Plan,
         transfer: &Transfer<'_>,
         watcher: &Watcher,
         wait: Wait,
-    ) -> Result<Outputs, Error> {
+    ) -> Result<T, Error> {
         let prepare = || self.prepare(plan, transfer);
-        let mut outputs = transfer.empty_outputs();
+        let mut outputs = T::empty(transfer);
         for (out, bytes) in self.run_job(prepare, watcher, wait).await? {
-            let data = decoded(&bytes, out.dtype, out.elements);
-            match out.operand {
-                Operand::Lse => outputs.lse = Some(data),
-                Operand::Weights => outputs.weights = Some(data),
-                Operand::Scores => outputs.scores = Some(data),
-                _ => outputs.out = data,
-            }
+            outputs.set(out.operand, decoded(&bytes, out.dtype, out.elements));
         }
         Ok(outputs)
     }

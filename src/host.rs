@@ -9,8 +9,9 @@ use crate::lengths::{check_pages, check_sequences, sequence_counts, table_len};
 use crate::mask::Diagonal;
 use crate::merge::Merge;
 use crate::operand::Operand;
+use crate::outputs::Output;
 use crate::pairs::MaskFormat;
-use crate::problem::{Problem, Slopes};
+use crate::problem::Problem;
 use crate::shape::DType;
 
 /// Inputs of one layer. Biases are given exactly where the layer has them.
@@ -43,34 +44,6 @@ pub struct LayerInputs<'a> {
     pub b_o: &'a [f32],
 }
 
-/// Results of one attention or layer.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct Outputs {
-    /// As the problem lays out `out` (0 in gaps between rows), or of a layer `[batch, q_len, out_dim]`.
-    pub out: Vec<f32>,
-    /// `[batch, heads, q_len]`, where the problem has `lse`.
-    pub lse: Option<Vec<f32>>,
-    /// `[batch, heads, q_len, kv_len]`, where the problem has `weights`.
-    pub weights: Option<Vec<f32>>,
-    /// `[batch, heads, q_len, kv_len]`, where the problem has `scores`; -inf where there is none.
-    pub scores: Option<Vec<f32>>,
-}
-
-/// An output.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Output {
-    pub(crate) operand: Operand,
-    pub(crate) elements: usize,
-    pub(crate) dtype: DType,
-}
-
-impl Output {
-    pub(crate) fn bytes(&self) -> u64 {
-        self.dtype.bytes_of(self.elements as u64).expect("checked when it was asked for")
-    }
-}
-
 /// What goes up and what comes down, by operand.
 pub(crate) struct Transfer<'a> {
     pub(crate) inputs: Vec<(Operand, Data<'a>)>,
@@ -82,10 +55,29 @@ pub(crate) struct Transfer<'a> {
 impl<'a> Transfer<'a> {
     pub(crate) fn of_problem(problem: &Problem, inputs: &Inputs<'a>) -> Result<Self, Error> {
         problem.validate()?;
+        let mut transfer = Self::of_inputs(problem, inputs)?;
+        let s = problem.tensor_shape();
+        let rows = u64::from(s.batch) * u64::from(s.heads) * u64::from(s.q_len);
+        let out = problem.out.extent(s.batch, s.heads, s.q_len, s.v_head_dim).expect("validated");
+        transfer.take(Operand::Out, out, problem.out_dtype)?;
+        let matrix = rows.saturating_mul(s.kv_len.into());
+        for (operand, asked, elements) in [
+            (Operand::Lse, problem.lse, rows),
+            (Operand::Weights, problem.weights, matrix),
+            (Operand::Scores, problem.scores.is_some(), matrix),
+        ] {
+            if asked {
+                transfer.take(operand, elements, DType::F32)?;
+            }
+        }
+        Ok(transfer)
+    }
+
+    /// What an attention reads, of a problem that is well-formed.
+    pub(crate) fn of_inputs(problem: &Problem, inputs: &Inputs<'a>) -> Result<Self, Error> {
         check_sequences(problem, inputs)?;
 
         let s = problem.tensor_shape();
-        let rows = u64::from(s.batch) * u64::from(s.heads) * u64::from(s.q_len);
         let extent = |strides: crate::Strides, [batch, heads, len, dim]: [u32; 4]| {
             strides.extent(batch, heads, len, dim).expect("validated")
         };
@@ -137,10 +129,7 @@ impl<'a> Transfer<'a> {
         }
         let heads = u64::from(s.heads);
         let sequences = u64::from(problem.shape.batch);
-        let slopes = problem.alibi.map(|slopes| match slopes {
-            Slopes::PerHead => heads,
-            Slopes::PerSequence => sequences * heads,
-        });
+        let slopes = problem.alibi.map(|slopes| slopes.count(&problem.shape));
         for (operand, data, elements) in [
             (Operand::AlibiSlopes, inputs.alibi_slopes, slopes),
             (Operand::Sinks, inputs.sinks, problem.sinks.then_some(heads)),
@@ -182,18 +171,6 @@ impl<'a> Transfer<'a> {
         if problem.block_mask {
             let what = "a block mask in host memory";
             return Err(crate::PlanError::NotSupported { what }.into());
-        }
-        let out = extent(problem.out, [s.batch, s.heads, s.q_len, s.v_head_dim]);
-        transfer.take(Operand::Out, out, problem.out_dtype)?;
-        let matrix = rows.saturating_mul(s.kv_len.into());
-        for (operand, asked, elements) in [
-            (Operand::Lse, problem.lse, rows),
-            (Operand::Weights, problem.weights, matrix),
-            (Operand::Scores, problem.scores.is_some(), matrix),
-        ] {
-            if asked {
-                transfer.take(operand, elements, DType::F32)?;
-            }
         }
         Ok(transfer)
     }
@@ -255,7 +232,7 @@ impl<'a> Transfer<'a> {
         Ok(transfer)
     }
 
-    fn give(&mut self, operand: Operand, data: Data<'a>) {
+    pub(crate) fn give(&mut self, operand: Operand, data: Data<'a>) {
         if !data.bytes().is_empty() {
             self.inputs.push((operand, data));
         }
@@ -291,15 +268,9 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    /// What is asked for, without elements yet.
-    pub(crate) fn empty_outputs(&self) -> Outputs {
-        let asked = |operand| self.outputs.iter().any(|out| out.operand == operand);
-        Outputs {
-            out: Vec::new(),
-            lse: asked(Operand::Lse).then(Vec::new),
-            weights: asked(Operand::Weights).then(Vec::new),
-            scores: asked(Operand::Scores).then(Vec::new),
-        }
+    /// Whether it comes down.
+    pub(crate) fn asks(&self, operand: Operand) -> bool {
+        self.outputs.iter().any(|out| out.operand == operand)
     }
 
     /// The f32 data given as `operand`; empty where it is not needed.
@@ -334,7 +305,7 @@ pub(crate) fn checked<T>(
 }
 
 /// As `checked`, of an input that the problem may not have: then it may not be given.
-fn optional<T>(
+pub(crate) fn optional<T>(
     operand: Operand,
     data: &[T],
     required: Option<u64>,

@@ -91,6 +91,8 @@ mod runner;
 #[cfg(feature = "runner")]
 mod host;
 #[cfg(feature = "runner")]
+mod outputs;
+#[cfg(feature = "runner")]
 mod lengths;
 #[cfg(feature = "runner")]
 mod append_host;
@@ -136,7 +138,7 @@ pub use dropout::{Dropout, DropoutMask};
 pub use error::{BindError, DownloadError, Error, PlanError, ProblemError};
 pub use function::{BufferElement, MaskFunction, Pair, ScoreFunction};
 #[cfg(feature = "runner")]
-pub use host::{LayerInputs, Outputs};
+pub use host::LayerInputs;
 pub use inputs::{Inputs, alibi_slopes};
 pub use layer::SelfAttention;
 pub use layout::{Layout, Strides};
@@ -144,6 +146,8 @@ pub use mask::{Diagonal, Mask};
 pub use matrices::{Matrices, MatrixInputs, MatrixKernel, MatrixKernels};
 pub use merge::Merge;
 pub use operand::Operand;
+#[cfg(feature = "runner")]
+pub use outputs::Outputs;
 pub use pages::Pages;
 pub use pairs::{Bias, BooleanMask, MaskFormat, Pairs};
 pub use pipeline::Checks;

@@ -2,8 +2,8 @@
 
 use crate::encoding::rounded;
 use crate::error::Error;
-use crate::host::Outputs;
 use crate::merge::Merge;
+use crate::outputs::Outputs;
 use crate::reference::start;
 use crate::watcher::{Meter, Watcher};
 use rayon::prelude::*;

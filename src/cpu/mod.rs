@@ -2,10 +2,11 @@
 
 use crate::encoding::rounded;
 use crate::error::Error;
-use crate::host::{Outputs, Transfer};
+use crate::host::Transfer;
 use crate::inputs::Inputs;
 use crate::layer::SelfAttention;
 use crate::operand::Operand;
+use crate::outputs::Outputs;
 use crate::plan::Algorithm;
 use crate::problem::Problem;
 use crate::shape::DType;
@@ -33,13 +34,7 @@ pub(crate) fn run(
     watcher: &Watcher,
 ) -> Result<Outputs, Error> {
     algorithm.check(problem)?;
-    if let Some((name, _)) = problem
-        .function_buffers()?
-        .iter()
-        .find(|(name, _)| !inputs.buffers.iter().any(|(given, _)| **given == **name))
-    {
-        return Err(crate::BindError::Missing { tensor: name.to_string().into() }.into());
-    }
+    check_buffers(problem, inputs)?;
     let [q, k, v] =
         [(inputs.q, problem.dtype), (inputs.k, problem.kv_dtype), (inputs.v, problem.kv_dtype)]
             .map(|(data, dtype)| rounded(data, dtype));
@@ -51,6 +46,17 @@ pub(crate) fn run(
         outputs.out = out;
     }
     Ok(outputs)
+}
+
+/// Closures do not read the buffers of the caller's functions, but kernels would.
+fn check_buffers(problem: &Problem, inputs: &Inputs<'_>) -> Result<(), Error> {
+    let given = |name: &str| inputs.buffers.iter().any(|(given, _)| *given == name);
+    match problem.function_buffers()?.iter().find(|(name, _)| !given(name)) {
+        Some((name, _)) => {
+            Err(crate::BindError::Missing { tensor: name.to_string().into() }.into())
+        }
+        None => Ok(()),
+    }
 }
 
 /// One layer.

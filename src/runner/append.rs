@@ -4,6 +4,7 @@ use super::{Backend, Runner};
 use crate::append::{Append, AppendInputs};
 use crate::append_host::{AppendOutputs, AppendTransfer, rotary_transfer};
 use crate::error::Error;
+use crate::outputs::Outputs;
 use crate::rotary::{RotaryEmbedding, RotaryInputs};
 
 impl Runner {
@@ -56,7 +57,7 @@ impl Runner {
         match &self.backend {
             Backend::Gpu(gpu) => {
                 let plan = gpu.attention.plan_rotary(embedding)?;
-                gpu.run(&plan, &transfer, &self.watcher).map(|outputs| outputs.out)
+                gpu.run(&plan, &transfer, &self.watcher).map(|outputs: Outputs| outputs.out)
             }
             #[cfg(feature = "cpu")]
             Backend::Cpu => crate::cpu::rotary_embedding(embedding, inputs, &self.watcher),
@@ -76,7 +77,8 @@ impl Runner {
         match &self.backend {
             Backend::Gpu(gpu) => {
                 let plan = gpu.attention.plan_rotary(embedding)?;
-                gpu.run_async(&plan, &transfer, &self.watcher).await.map(|outputs| outputs.out)
+                let outputs: Outputs = gpu.run_async(&plan, &transfer, &self.watcher).await?;
+                Ok(outputs.out)
             }
             #[cfg(feature = "cpu")]
             Backend::Cpu => crate::cpu::rotary_embedding(embedding, inputs, &self.watcher),
