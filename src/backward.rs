@@ -25,6 +25,22 @@ mod sums;
 /// Plans bind what the attention binds, [`out`](crate::Tensors::out) and [`lse`](crate::Tensors::lse) as it wrote
 /// them, [`d_out`](crate::Tensors::d_out), and for results [`d_q`](crate::Tensors::d_q) and so on. These have the
 /// storage types of the tensors that they are gradients of; those of bias, sinks and slopes are f32.
+///
+/// ```
+/// # use wgpu_attention::{Backward, BackwardInputs, Error, Inputs, Mask, Problem, Runner, Shape};
+/// # fn main() -> Result<(), Error> {
+/// # let runner = Runner::cpu();
+/// let problem = Problem::new(Shape::self_attention(1, 1, 3, 2)).mask(Mask::CAUSAL).with_lse();
+/// let (q, k, v) = ([1.0, 0.0, 0.0, 1.0, 1.0, 1.0], [0.5; 6], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+/// let inputs = Inputs::new(&q, &k, &v);
+/// let forward = runner.forward(&problem, &inputs)?;
+/// let lse = forward.lse.unwrap_or_default();
+/// let given = BackwardInputs { out: &forward.out, lse: &lse, d_out: &[1.0; 6], ..Default::default() };
+/// let gradients = runner.backward(&Backward::new(&problem), &inputs, &given)?;
+/// // Weights of a row sum to 1.
+/// assert!((gradients.v.iter().sum::<f32>() - 6.0).abs() < 1e-5);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Backward {

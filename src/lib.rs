@@ -93,6 +93,8 @@ mod host;
 #[cfg(feature = "runner")]
 mod outputs;
 #[cfg(feature = "runner")]
+mod backward_host;
+#[cfg(feature = "runner")]
 mod lengths;
 #[cfg(feature = "runner")]
 mod append_host;

@@ -19,6 +19,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 
 mod append;
+mod backward;
 
 /// Which device a [`Runner`] takes, and how it sets it up.
 #[derive(Clone, Debug, Default)]

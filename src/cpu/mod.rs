@@ -14,6 +14,7 @@ use crate::watcher::{Meter, Watcher};
 
 mod append;
 mod attend;
+mod backward;
 mod band;
 mod dropout;
 mod merge;
@@ -23,6 +24,7 @@ mod state;
 mod weighted;
 
 pub(crate) use append::{append, rotary_embedding};
+pub(crate) use backward::backward;
 pub(crate) use merge::merge;
 
 /// One attention, of inputs rounded to their storage types.

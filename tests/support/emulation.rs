@@ -141,17 +141,17 @@ pub(crate) fn row(problem: &Problem, tensors: &Tensors, at: At, precision: Preci
 }
 
 /// Where a row is: written down once more, apart from the crate's own.
-struct Place {
-    batch: u32,
-    q_pos: u32,
+pub(crate) struct Place {
+    pub(crate) batch: u32,
+    pub(crate) q_pos: u32,
     /// Rows of k of its sequence.
-    keys: Range<u32>,
-    diagonal: i64,
-    real: bool,
+    pub(crate) keys: Range<u32>,
+    pub(crate) diagonal: i64,
+    pub(crate) real: bool,
 }
 
 impl Place {
-    fn of(problem: &Problem, tensors: &Tensors, (batch, _, row): At) -> Self {
+    pub(crate) fn of(problem: &Problem, tensors: &Tensors, (batch, _, row): At) -> Self {
         let (s, e) = (problem.shape, &tensors.extra);
         let (mut batch, mut rows, mut keys) = (batch, 0..s.q_len, 0..s.kv_len);
         match problem.lengths {
@@ -189,7 +189,7 @@ impl Place {
     }
 
     /// What dropout makes of a weight of 1.
-    fn kept(&self, problem: &Problem, tensors: &Tensors, head: u32, key: u32) -> f32 {
+    pub(crate) fn kept(&self, problem: &Problem, tensors: &Tensors, head: u32, key: u32) -> f32 {
         let Some(dropout) = problem.dropout else { return 1.0 };
         let kv_pos = key - self.keys.start;
         let keeps = if dropout.mask == DropoutMask::Given {
@@ -197,38 +197,62 @@ impl Place {
             let row = (self.batch * s.heads + head) * s.q_len + self.q_pos;
             tensors.extra.keep[(row * s.kv_len + kv_pos) as usize]
         } else {
-            let pair = Pair::new(self.batch, head, self.q_pos, kv_pos, self.diagonal);
-            dropout.keeps(tensors.extra.seed, pair)
+            dropout.keeps(tensors.extra.seed, self.pair(head, key))
         };
         if keeps { dropout.keep_scale() } else { 0.0 }
     }
 
+    /// From the key that the row stands at.
+    pub(crate) fn distance(&self, key: u32) -> f32 {
+        let kv_pos = key - self.keys.start;
+        let distance = (i64::from(self.q_pos) + self.diagonal - i64::from(kv_pos)).abs();
+        #[allow(clippy::cast_precision_loss, reason = "as f32 has it")]
+        let distance = distance as f32;
+        distance
+    }
+
+    /// Which slope is a head's.
+    pub(crate) fn slope(&self, problem: &Problem, head: u32) -> usize {
+        let first = match problem.alibi {
+            Some(Slopes::PerSequence) => self.batch * problem.shape.heads,
+            _ => 0,
+        };
+        (first + head) as usize
+    }
+
+    pub(crate) fn pair(&self, head: u32, key: u32) -> Pair {
+        Pair::new(self.batch, head, self.q_pos, key - self.keys.start, self.diagonal)
+    }
+
     /// ALiBi, bias, the caller's function.
     fn biased(&self, problem: &Problem, tensors: &Tensors, s: f32, head: u32, key: u32) -> f32 {
+        let s = self.summed(problem, tensors, s, head, key);
+        let Some(function) = &problem.score_function else { return s };
+        #[allow(clippy::cast_possible_truncation, reason = "rounded once")]
+        let changed = function.apply(f64::from(s), self.pair(head, key)) as f32;
+        changed
+    }
+
+    /// ALiBi, bias.
+    pub(crate) fn summed(
+        &self,
+        problem: &Problem,
+        tensors: &Tensors,
+        s: f32,
+        head: u32,
+        key: u32,
+    ) -> f32 {
         let e = &tensors.extra;
         let kv_pos = key - self.keys.start;
         let mut s = s;
-        if let Some(slopes) = problem.alibi {
-            let first = match slopes {
-                Slopes::PerSequence => self.batch * problem.shape.heads,
-                _ => 0,
-            };
-            let distance = (i64::from(self.q_pos) + self.diagonal - i64::from(kv_pos)).abs();
-            #[allow(clippy::cast_precision_loss, reason = "as f32 has it")]
-            let distance = distance as f32;
-            s -= e.alibi_slopes[(first + head) as usize] * distance;
+        if problem.alibi.is_some() {
+            s -= e.alibi_slopes[self.slope(problem, head)] * self.distance(key);
         }
         if let Some(bias) = problem.bias {
             let at = [self.batch, head, self.q_pos, kv_pos];
             let strides = bias.pairs.strides;
             let index: u64 = at.iter().zip(strides).map(|(i, stride)| u64::from(*i) * stride).sum();
             s = (s + e.bias[usize::try_from(index).expect("in memory")]).max(f32::MIN);
-        }
-        if let Some(function) = &problem.score_function {
-            let pair = Pair::new(self.batch, head, self.q_pos, kv_pos, self.diagonal);
-            #[allow(clippy::cast_possible_truncation, reason = "rounded once")]
-            let changed = function.apply(f64::from(s), pair) as f32;
-            s = changed;
         }
         s
     }

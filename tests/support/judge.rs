@@ -7,7 +7,7 @@ use super::random::Random;
 use wgpu_attention::{Problem, Shape, reference};
 
 /// What f32 cannot do better than, whatever the case.
-const FLOOR: f64 = 1e-6;
+pub(crate) const FLOOR: f64 = 1e-6;
 /// Multiply-adds of the definition that a case may cost; larger cases are looked at in sampled rows.
 const BUDGET: u64 = 30_000_000;
 /// Rows that the largest error of the plain formula is taken from. The largest of few samples is a matter of

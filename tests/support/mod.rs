@@ -16,6 +16,7 @@ pub(crate) mod emulation;
 pub(crate) mod extra;
 pub(crate) mod files;
 pub(crate) mod functions;
+pub(crate) mod gradients;
 pub(crate) mod judge;
 pub(crate) mod random;
 pub(crate) mod real;

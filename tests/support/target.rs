@@ -2,9 +2,11 @@
 
 use super::case::Tensors;
 use super::emulation::Got;
+use super::gradients::Given;
 use std::sync::OnceLock;
 use wgpu_attention::{
-    Algorithm, Checks, DeviceClass, DropoutMask, Error, Problem, Runner, RunnerOptions, wgpu,
+    Algorithm, Backward, Checks, DeviceClass, DropoutMask, Error, Gradients, Problem, Runner,
+    RunnerOptions, wgpu,
 };
 
 /// An algorithm on a device.
@@ -80,6 +82,30 @@ impl Target {
             Self::Cpu => (cpu(), Algorithm::Auto),
         };
         runner.forward_with(problem, algorithm, &tensors.inputs()).map(Got::from)
+    }
+
+    /// Gradients: there is one way to make them, whatever the algorithm.
+    ///
+    /// # Errors
+    /// If the run fails.
+    ///
+    /// # Panics
+    /// If there is no adapter.
+    pub(crate) fn try_backward(
+        self,
+        backward: &Backward,
+        tensors: &Tensors,
+        given: &Given,
+    ) -> Result<Gradients, Error> {
+        let runner = match self {
+            Self::Staged(class) | Self::Flash(class) | Self::Auto(class) | Self::Split(class) => {
+                runner(class)
+            }
+            Self::Tight(class, _) => tight(class),
+            Self::Matrices(_) => matrices(),
+            Self::Cpu => cpu(),
+        };
+        runner.backward(backward, &tensors.inputs(), &given.inputs())
     }
 }
 

@@ -1,0 +1,52 @@
+//! Gradients of tensors in host memory.
+
+use super::{Backend, Runner};
+use crate::backward::{Backward, BackwardInputs, Gradients};
+use crate::error::Error;
+use crate::host::Transfer;
+use crate::inputs::Inputs;
+
+impl Runner {
+    /// Gradients of an attention, blocking. Slices may be longer than strides reach.
+    ///
+    /// # Errors
+    /// Anything in [`Error`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn backward(
+        &self,
+        backward: &Backward,
+        inputs: &Inputs<'_>,
+        given: &BackwardInputs<'_>,
+    ) -> Result<Gradients, Error> {
+        let transfer = Transfer::of_backward(backward, inputs, given)?;
+        match &self.backend {
+            Backend::Gpu(gpu) => {
+                let plan = gpu.attention.plan_backward(backward)?;
+                gpu.run(&plan, &transfer, &self.watcher)
+            }
+            #[cfg(feature = "cpu")]
+            Backend::Cpu => crate::cpu::backward(backward, inputs, given, &self.watcher),
+        }
+    }
+
+    /// As [`backward`](Self::backward), without blocking.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    pub async fn backward_async(
+        &self,
+        backward: &Backward,
+        inputs: &Inputs<'_>,
+        given: &BackwardInputs<'_>,
+    ) -> Result<Gradients, Error> {
+        let transfer = Transfer::of_backward(backward, inputs, given)?;
+        match &self.backend {
+            Backend::Gpu(gpu) => {
+                let plan = gpu.attention.plan_backward(backward)?;
+                gpu.run_async(&plan, &transfer, &self.watcher).await
+            }
+            #[cfg(feature = "cpu")]
+            Backend::Cpu => crate::cpu::backward(backward, inputs, given, &self.watcher),
+        }
+    }
+}
