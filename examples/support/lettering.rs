@@ -11,7 +11,7 @@ pub(crate) type Stroke = [(f32, f32); 2];
 
 /// Width of `text` in the font's units.
 pub(crate) fn width(text: &str) -> f32 {
-    let glyphs = text.chars().map(|letter| glyph(letter).0 + GAP);
+    let glyphs = text.chars().map(|letter| glyph(parts(letter).0).0 + GAP);
     (glyphs.sum::<f32>() - GAP).max(0.0)
 }
 
@@ -20,17 +20,41 @@ pub(crate) fn strokes(text: &str) -> Vec<Stroke> {
     let mut all = Vec::new();
     let mut left = 0.0;
     for letter in text.chars() {
-        let (advance, path) = glyph(letter);
-        for part in path.split(';').filter(|part| !part.is_empty()) {
-            let points = match part.strip_prefix('@') {
-                Some(arc) => arc_points(arc),
-                None => line_points(part),
-            };
-            all.extend(points.windows(2).map(|pair| [0, 1].map(|i| (pair[i].0 + left, pair[i].1))));
+        let (base, mark) = parts(letter);
+        let (advance, path) = glyph(base);
+        // A mark is drawn around x = 0, above an x; above a capital it stands as much higher.
+        let (middle, up) = (left + advance / 2.0, if base.is_uppercase() { -4.0 } else { 0.0 });
+        for (path, x, y) in [(path, left, 0.0), (mark, middle, up)] {
+            for part in path.split(';').filter(|part| !part.is_empty()) {
+                let points = match part.strip_prefix('@') {
+                    Some(arc) => arc_points(arc),
+                    None => line_points(part),
+                };
+                let moved = |(a, b): (f32, f32)| (a + x, b + y);
+                all.extend(points.windows(2).map(|pair| [moved(pair[0]), moved(pair[1])]));
+            }
         }
         left += advance + GAP;
     }
     all
+}
+
+/// A letter without its mark, and the mark's path.
+fn parts(letter: char) -> (char, &'static str) {
+    const MARKS: [(&str, &str, &str); 6] = [
+        ("áéíóúÁÉÍÓÚ", "aeiouAEIOU", "-0.8,2 1.4,-0.6"),
+        ("àèìòùÀÈÌÒÙ", "aeiouAEIOU", "0.8,2 -1.4,-0.6"),
+        ("âêîôûÂÊÎÔÛ", "aeiouAEIOU", "-2.4,1.6 0,-0.6 2.4,1.6"),
+        ("ãõñÃÕÑ", "aonAON", "-2.8,1.4 -1.2,0.2 1.2,1.4 2.8,0.2"),
+        ("äëïöüÄËÏÖÜ", "aeiouAEIOU", "-1.8,0.6 -1.8,0.8;1.8,0.6 1.8,0.8"),
+        ("çÇ", "cC", "0.4,14 0.4,16 -1.2,17.6"),
+    ];
+    for (marked, plain, path) in MARKS {
+        if let Some(base) = marked.chars().position(|other| other == letter) {
+            return (plain.chars().nth(base).unwrap_or(letter), path);
+        }
+    }
+    (letter, "")
 }
 
 /// `x,y x,y ...`
@@ -137,6 +161,16 @@ fn glyph(letter: char) -> (f32, &'static str) {
         ')' => (3.2, "@-2.2,7.5,5.2,9.4,-60,60"),
         '[' => (3.0, "3,-1.5 0,-1.5 0,16.5 3,16.5"),
         ']' => (3.0, "0,-1.5 3,-1.5 3,16.5 0,16.5"),
+        '!' => (0.4, "0.2,0 0.2,10;0.2,13.7 0.2,13.9"),
+        '?' => (7.0, "@3.5,3.5,3.5,3.5,190,400;6.2,5.7 3.5,8.4 3.5,10;3.5,13.7 3.5,13.9"),
+        ';' => (1.2, "0.8,6 0.8,6.2;1,13.6 0.2,16.6"),
+        '\'' | '’' => (0.4, "0.2,0 0.2,4"),
+        '<' => (7.0, "7,4.5 0,9 7,13.5"),
+        '>' => (7.0, "0,4.5 7,9 0,13.5"),
+        '=' => (7.0, "0,7 7,7;0,11 7,11"),
+        '#' => (9.0, "3.4,1 1.6,14;7.6,1 5.8,14;0.6,5 9,5;0,10 8.4,10"),
+        '$' => (8.4, "@4.2,3.6,3.8,3.6,90,335;@4.2,10.6,4.2,3.4,-90,155;4.2,-2 4.2,16"),
+        '…' => (6.4, "0.2,13.7 0.2,13.9;3.2,13.7 3.2,13.9;6.2,13.7 6.2,13.9"),
         ' ' => (3.0, ""),
         _ => (8.0, "0,0 8,0 8,14 0,14 0,0"),
     }
