@@ -1,0 +1,2 @@
+// Provides: finished(y, at): what is stored.
+fn finished(y: f32, at: u32) -> f32 { return y; }
