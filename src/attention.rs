@@ -177,7 +177,20 @@ impl Attention {
     /// # Errors
     /// As [`plan`](Self::plan).
     pub fn plan_backward(&self, backward: &Backward) -> Result<Plan, PlanError> {
-        Plan::backward(backward, &self.capabilities)
+        self.plan_backward_with(backward, Algorithm::Auto)
+    }
+
+    /// Takes the kernels of `algorithm` for the gradients of an attention: the fused ones, or five products with two
+    /// matrices between them.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan), and [`PlanError::AlgorithmLacks`] where the algorithm does not give a gradient.
+    pub fn plan_backward_with(
+        &self,
+        backward: &Backward,
+        algorithm: Algorithm,
+    ) -> Result<Plan, PlanError> {
+        Plan::backward(backward, &self.capabilities, algorithm)
     }
 
     /// The steps of a merge of partial results: `out_parts` and `lse_parts` to `out`, and `lse` where it is asked for.

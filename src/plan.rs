@@ -154,8 +154,12 @@ impl Plan {
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn backward(backward: &Backward, capabilities: &Capabilities) -> Result<Self, PlanError> {
-        backward.plan(capabilities)
+    pub fn backward(
+        backward: &Backward,
+        capabilities: &Capabilities,
+        algorithm: Algorithm,
+    ) -> Result<Self, PlanError> {
+        backward.plan(capabilities, algorithm)
     }
 
     /// Bytes that an operand needs; 0 of one that the plan does not use.

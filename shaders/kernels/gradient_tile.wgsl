@@ -18,7 +18,8 @@ const C_CHUNKS: u32 = COLUMNS / 32u;
 const C_DIM: u32 = select(HEAD_DIM, V_HEAD_DIM, OF_VALUES);
 const OWN_STEPS: u32 = BLOCK / ROW_GROUPS;
 const WALK_STEPS: u32 = BLOCK_WALK / ROW_GROUPS;
-const_assert COLUMNS % 32u == 0u && BLOCK % TILE_M == 0u && BLOCK_WALK % ROW_GROUPS == 0u && TILE_M <= 8u;
+const_assert COLUMNS % 32u == 0u && BLOCK % TILE_M == 0u && BLOCK_WALK % ROW_GROUPS == 0u && TILE_M == 4u
+             && THREADS * 2u <= BLOCK_WALK * PITCH;
 
 var<workgroup> own_tile: array<vec4<f32>, BLOCK * PITCH>;
 var<workgroup> walk_tile: array<vec4<f32>, BLOCK_WALK * PITCH>;
@@ -26,8 +27,9 @@ var<workgroup> walk_tile: array<vec4<f32>, BLOCK_WALK * PITCH>;
 // What an invocation works on, and its place in the workgroup.
 struct Work { batch: u32, head: u32, own_first: u32, column: u32, x: u32, y: u32 }
 
-fn stage_own(w: Work, chunk: u32, second: bool) {
-    let d = chunk * 32u + w.x * 4u;
+// The same for every tile, but no compiler knows: of one chunk it would keep all in registers that there are not.
+fn stage_own(w: Work, walk_first: u32, chunk: u32, second: bool) {
+    let d = chunk * 32u + w.x * 4u + walk_first * (params.rows_each - TILE_M);
     for (var i = 0u; i < OWN_STEPS; i++) {
         let row = w.y + i * ROW_GROUPS;
         var value = vec4<f32>();
@@ -112,7 +114,7 @@ fn tile(w: Work, walk_first: u32, edge: bool, o: ptr<function, array<vec4<f32>, 
     var d_p: array<vec4<f32>, TILE_M>;
     for (var chunk = 0u; chunk < D_CHUNKS; chunk++) {
         workgroupBarrier();
-        stage_own(w, chunk, false);
+        stage_own(w, walk_first, chunk, false);
         stage_walked(w, walk_first, chunk, false);
         workgroupBarrier();
         for (var d = 0u; d < select(CHUNK4, chunk4, edge); d++) { multiply(w, d, &s); }
@@ -120,22 +122,35 @@ fn tile(w: Work, walk_first: u32, edge: bool, o: ptr<function, array<vec4<f32>, 
     if !OF_VALUES {
         for (var chunk = 0u; chunk < V_CHUNKS; chunk++) {
             workgroupBarrier();
-            stage_own(w, chunk, true);
+            stage_own(w, walk_first, chunk, true);
             stage_walked(w, walk_first, chunk, true);
             workgroupBarrier();
             for (var d = 0u; d < select(CHUNK4, chunk4, edge); d++) { multiply(w, d, &d_p); }
         }
     }
+    // Pairs of one row after the other, in loops that no compiler unrolls, and through the rows' own places in workgroup
+    // memory: all at once would not fit the registers.
+    workgroupBarrier();
     let walked = walk_first + 4u * w.x;
-    for (var r = 0u; r < TILE_M; r++) {
-        let own = w.own_first + w.y + r * ROW_GROUPS;
-        s[r] = vec4<f32>(weight_of(w, own, walked, edge, s[r].x, d_p[r].x),
-                         weight_of(w, own, walked + 1u, edge, s[r].y, d_p[r].y),
-                         weight_of(w, own, walked + 2u, edge, s[r].z, d_p[r].z),
-                         weight_of(w, own, walked + 3u, edge, s[r].w, d_p[r].w));
+    let own_place = (w.y * 8u + w.x) * 2u;
+    for (var r = 0u; r < TILE_M; r++) { own_tile[(w.y + r * ROW_GROUPS) * PITCH + w.x] = s[r]; }
+    for (var half = 0u; half < 2u; half++) {
+        if !OF_VALUES {
+            walk_tile[own_place] = d_p[half * 2u];
+            walk_tile[own_place + 1u] = d_p[half * 2u + 1u];
+        }
+        for (var i = 0u; i < params.rows_each / 2u; i++) {
+            let row = w.y + (half * 2u + i) * ROW_GROUPS;
+            let own = w.own_first + row;
+            let product = own_tile[row * PITCH + w.x];
+            let d_p4 = walk_tile[own_place + i];
+            own_tile[row * PITCH + w.x] = vec4<f32>(weight_of(w, own, walked, edge, product.x, d_p4.x),
+                                                    weight_of(w, own, walked + 1u, edge, product.y, d_p4.y),
+                                                    weight_of(w, own, walked + 2u, edge, product.z, d_p4.z),
+                                                    weight_of(w, own, walked + 3u, edge, product.w, d_p4.w));
+        }
     }
     workgroupBarrier();
-    for (var r = 0u; r < TILE_M; r++) { own_tile[(w.y + r * ROW_GROUPS) * PITCH + w.x] = s[r]; }
     for (var n = 0u; n < C_CHUNKS; n++) {
         if n > 0u { workgroupBarrier(); }
         stage_summed(w, walk_first, n);

@@ -49,11 +49,29 @@ impl GradientViews {
 }
 
 impl Backward {
-    pub(crate) fn plan(&self, capabilities: &Capabilities) -> Result<Plan, PlanError> {
+    /// Checks everything about the gradients that no device changes.
+    pub(crate) fn check(&self, algorithm: Algorithm) -> Result<(), PlanError> {
         self.validate()?;
-        Algorithm::Staged.check(&self.problem)?;
+        let (algorithm, what) = match algorithm {
+            Algorithm::Auto | Algorithm::Staged => return Ok(()),
+            Algorithm::Split => ("split", Some("gradients")),
+            Algorithm::Flash => {
+                let lacks = [(self.d_bias, "d_bias"), (self.d_alibi_slopes, "d_alibi_slopes")];
+                ("flash", lacks.iter().find(|(asked, _)| *asked).map(|(_, what)| *what))
+            }
+        };
+        what.map_or(Ok(()), |what| Err(PlanError::AlgorithmLacks { algorithm, what }))
+    }
+
+    pub(crate) fn plan(
+        &self,
+        capabilities: &Capabilities,
+        algorithm: Algorithm,
+    ) -> Result<Plan, PlanError> {
+        self.check(algorithm)?;
         let mut planner = Planner::new(capabilities);
-        planner.backward(self, &Views::of(&self.problem), &GradientViews::of(self))?;
+        let (views, gradients) = (Views::of(&self.problem), GradientViews::of(self));
+        planner.backward(self, algorithm, &views, &gradients)?;
         let mut known = operands(&self.problem);
         known.retain(|operand| *operand != Operand::Lse);
         known.extend([Operand::Lse, Operand::DOut, Operand::DQ, Operand::DK, Operand::DV]);
@@ -74,6 +92,7 @@ impl Planner<'_> {
     pub(crate) fn backward(
         &mut self,
         backward: &Backward,
+        algorithm: Algorithm,
         views: &Views,
         gradients: &GradientViews,
     ) -> Result<(), PlanError> {
@@ -91,13 +110,27 @@ impl Planner<'_> {
         if s.batch == 0 || s.q_len == 0 || s.kv_len == 0 {
             return task.nothing();
         }
-        let mark = task.task.to.mark();
-        // What one has no room for, another may.
-        if matches!(task.fused(), Ok(Some(()))) {
-            return Ok(());
+        if algorithm == Algorithm::Staged {
+            return task.staged();
         }
-        task.task.to.rewind(mark);
-        task.staged()
+        let mark = task.task.to.mark();
+        let fused = task.fused();
+        // What a caller's text is wrong in is wrong everywhere.
+        let is_text = matches!(fused, Err(PlanError::Wgsl { .. }));
+        match fused {
+            Ok(Some(())) => Ok(()),
+            Ok(None) if algorithm == Algorithm::Flash => {
+                let what =
+                    "gradients of what a binding, a workgroup or its registers cannot take whole";
+                Err(PlanError::AlgorithmLacks { algorithm: "flash", what })
+            }
+            Err(error) if is_text || algorithm == Algorithm::Flash => Err(error),
+            // What one has no room for, another may.
+            _ => {
+                task.task.to.rewind(mark);
+                task.staged()
+            }
+        }
     }
 }
 

@@ -149,7 +149,7 @@ mod native {
                     before = word;
                 }
             }
-            let mine = ["score", "visible"];
+            let mine = ["score", "d_score", "visible"];
             for (number, name) in declared.into_iter().filter(|(_, name)| !mine.contains(name)) {
                 if kernels.contains(name) {
                     let message = format!("{name} means something else in the kernel");

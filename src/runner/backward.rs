@@ -5,6 +5,7 @@ use crate::backward::{Backward, BackwardInputs, Gradients};
 use crate::error::Error;
 use crate::host::Transfer;
 use crate::inputs::Inputs;
+use crate::plan::Algorithm;
 
 impl Runner {
     /// Gradients of an attention, blocking. Slices may be longer than strides reach.
@@ -18,10 +19,26 @@ impl Runner {
         inputs: &Inputs<'_>,
         given: &BackwardInputs<'_>,
     ) -> Result<Gradients, Error> {
+        self.backward_with(backward, Algorithm::Auto, inputs, given)
+    }
+
+    /// Gradients by one algorithm, blocking. The CPU path has but one, which stands for all.
+    ///
+    /// # Errors
+    /// Anything in [`Error`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn backward_with(
+        &self,
+        backward: &Backward,
+        algorithm: Algorithm,
+        inputs: &Inputs<'_>,
+        given: &BackwardInputs<'_>,
+    ) -> Result<Gradients, Error> {
         let transfer = Transfer::of_backward(backward, inputs, given)?;
+        backward.check(algorithm)?;
         match &self.backend {
             Backend::Gpu(gpu) => {
-                let plan = gpu.attention.plan_backward(backward)?;
+                let plan = gpu.attention.plan_backward_with(backward, algorithm)?;
                 gpu.run(&plan, &transfer, &self.watcher)
             }
             #[cfg(feature = "cpu")]

@@ -84,7 +84,7 @@ impl Target {
         runner.forward_with(problem, algorithm, &tensors.inputs()).map(Got::from)
     }
 
-    /// Gradients: there is one way to make them, whatever the algorithm.
+    /// Gradients.
     ///
     /// # Errors
     /// If the run fails.
@@ -97,15 +97,17 @@ impl Target {
         tensors: &Tensors,
         given: &Given,
     ) -> Result<Gradients, Error> {
-        let runner = match self {
-            Self::Staged(class) | Self::Flash(class) | Self::Auto(class) | Self::Split(class) => {
-                runner(class)
+        let (runner, algorithm) = match self {
+            Self::Staged(class) => (runner(class), Algorithm::Staged),
+            // Where the fused kernels give it.
+            Self::Flash(class) | Self::Auto(class) | Self::Split(class) => {
+                (runner(class), Algorithm::Auto)
             }
-            Self::Tight(class, _) => tight(class),
-            Self::Matrices(_) => matrices(),
-            Self::Cpu => cpu(),
+            Self::Tight(class, algorithm) => (tight(class), algorithm),
+            Self::Matrices(algorithm) => (matrices(), algorithm),
+            Self::Cpu => (cpu(), Algorithm::Auto),
         };
-        runner.backward(backward, &tensors.inputs(), &given.inputs())
+        runner.backward_with(backward, algorithm, &tensors.inputs(), &given.inputs())
     }
 }
 
