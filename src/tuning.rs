@@ -271,6 +271,8 @@ impl Tuning {
     pub(crate) fn has_gradients(&self, features: &Features, dims: [u32; 2]) -> bool {
         match self.flash {
             Flash::Lane { widest, .. } => dims.into_iter().max() <= Some(widest),
+            // Of one chunk of columns, Apple's compiler loads everything at once: 16 spilled.
+            Flash::Tile { v_columns: 64, .. } if dims.into_iter().max() <= Some(32) => false,
             _ => !features.is_heavy(),
         }
     }

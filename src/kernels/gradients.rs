@@ -197,6 +197,9 @@ pub(super) fn variants(tuning: &Tuning, covering: &[Features], native_f16: bool)
     let halves = common.clone().map(|c| Features { q: f16, kv: f16, out: f16, ..c });
     for features in common.iter().chain(&halves) {
         for dim in [32, 64, 128] {
+            if !tuning.has_gradients(features, [dim; 2]) {
+                continue;
+            }
             for gradient in tuning.gradients() {
                 let kernel = |vec4| tuning.gradient_kernel(features, *gradient, [dim; 2], vec4);
                 kernels.extend([true, false].map(kernel));
