@@ -1,8 +1,9 @@
 // Dropout by random numbers: p * keep / (1 - p_drop). `row` and `key` count in the block, `place` says where that is: the
 // numbers are those of positions in the sequence.
 // Expects: PACKED_KEYS, Params, Place, tables, dropout_key, dropout_words.
-// Provides: keeps, of a pair; keeps4, of four neighbouring keys from a multiple of 4 on; keep_scale, 1 / (1 - p_drop);
+// Provides: DROPS, keeps, of a pair; keeps4, of four neighbouring keys from a multiple of 4 on; keep_scale, 1 / (1 - p_drop);
 // kept, p * keep / (1 - p_drop).
+const DROPS: bool = true;
 fn head_key(place: Place, head: u32) -> vec4<u32> {
     let at = params.tables_base + params.seed_at;
     return dropout_key(vec2<u32>(tables[at], tables[at + 1u]), place.batch, params.head_first + head);
@@ -14,19 +15,21 @@ fn keeps(place: Place, batch: u32, head: u32, row: u32, key: u32) -> bool {
     return words[kv_pos % 4u] >= params.dropout_threshold;
 }
 
+// A bit for each of the keys that share a call with `kv_pos`.
+fn kept_bits(at: vec4<u32>, q_pos: u32, kv_pos: u32) -> u32 {
+    let keeps = dropout_words(at, q_pos, kv_pos / 4u) >= vec4<u32>(params.dropout_threshold);
+    return dot(select(vec4<u32>(), vec4<u32>(1u, 2u, 4u, 8u), keeps), vec4<u32>(1u));
+}
+
 fn keeps4(place: Place, batch: u32, head: u32, row: u32, key: u32) -> vec4<bool> {
     let kv_pos = params.kv_first + key - place.kv_start;
     let at = head_key(place, head);
-    var words = dropout_words(at, place.q_pos, kv_pos / 4u);
-    // Only packed sequences start where a call's four keys do not: some of them may be before key 0.
-    if PACKED_KEYS && kv_pos % 4u != 0u {
-        let next = dropout_words(at, place.q_pos, (kv_pos + 4u) / 4u);
-        let one = vec4<u32>(words.yzw, next.x);
-        let two = vec4<u32>(words.zw, next.xy);
-        let three = vec4<u32>(words.w, next.xyz);
-        words = select(select(three, two, kv_pos % 4u == 2u), one, kv_pos % 4u == 1u);
+    if PACKED_KEYS {
+        // A sequence may start in the middle of four keys, and some of them be before its key 0.
+        let bits = kept_bits(at, place.q_pos, kv_pos) | (kept_bits(at, place.q_pos, kv_pos + 4u) << 4u);
+        return (vec4<u32>(bits >> (kv_pos % 4u)) & vec4<u32>(1u, 2u, 4u, 8u)) != vec4<u32>();
     }
-    return words >= vec4<u32>(params.dropout_threshold);
+    return dropout_words(at, place.q_pos, kv_pos / 4u) >= vec4<u32>(params.dropout_threshold);
 }
 
 fn keep_scale() -> f32 { return params.keep_scale; }

@@ -10,7 +10,7 @@
 // large ones are added up, the small ones first.
 // Expects: SIZE, BLOCK_Q, BLOCK_KV, THREADS, SPLIT, HEAD_DIM, V_HEAD_DIM, PAIRS, HEAVY, RANGES, FragmentA, FragmentB,
 // FragmentC, finite_half, high_half, nearest_half, Params, k_head_at, v_head_at, k_at, v_at, block_begin, block_end, place_of, pair_score, pair_visible,
-// tile_class, with_sink, keeps4, keep_scale, load_q4, load_k4, load_v4, store_out4, store_lse.
+// tile_class, with_sink, DROPS, keeps4, keep_scale, load_q4, load_k4, load_v4, store_out4, store_lse.
 // Provides: flash_coop_kernel.
 const ROWS: u32 = BLOCK_Q / SIZE;                                   // fragments of rows
 const LANES: u32 = THREADS / BLOCK_Q;
@@ -194,6 +194,14 @@ fn flash_coop_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
             var x: array<f32, KEYS>;
             var larger = m;
             var shown = 0xffffffffu;
+            var dropped = 0u;
+            if DROPS {
+                // Four at a time, in a loop that no compiler unrolls.
+                for (var i = 0u; i < KEYS; i += params.rows_each) {
+                    let keeps = keeps4(place, batch, head, row, key + i);
+                    dropped |= dot(select(vec4<u32>(1u, 2u, 4u, 8u), vec4<u32>(), keeps), vec4<u32>(1u)) << i;
+                }
+            }
             if HEAVY {
                 // In a loop that no compiler unrolls, and through the row's own place in workgroup memory: all at
                 // once would not fit the registers.
@@ -235,19 +243,18 @@ fn flash_coop_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
                 if m > LOWEST { grown[now] = 1u; }
                 m = larger;
             }
-            var keeps: vec4<bool>;
             for (var i = 0u; i < KEYS; i++) {
-                if i % 4u == 0u { keeps = keeps4(place, batch, head, row, key + i); }
+                let kept = (dropped & (1u << i)) == 0u;
                 let p = select(0.0, exp(x[i] - m), (shown & (1u << i)) != 0u);
                 exact += p;
                 if SPLIT {
                     let first = high_half(vec4<f32>(p)).x;
-                    p_tile[p_at + i] = f16(select(0.0, first, keeps[i % 4u]));
-                    p_tile[P_LOW + p_at + i] = f16(select(0.0, (p - first) * REST, keeps[i % 4u]));
+                    p_tile[p_at + i] = f16(select(0.0, first, kept));
+                    p_tile[P_LOW + p_at + i] = f16(select(0.0, (p - first) * REST, kept));
                     l += p;
                 } else {
                     let rounded = nearest_half(vec4<f32>(p)).x;
-                    p_tile[p_at + i] = f16(select(0.0, rounded, keeps[i % 4u]));
+                    p_tile[p_at + i] = f16(select(0.0, rounded, kept));
                     l += rounded;
                 }
             }

@@ -8,7 +8,7 @@
 // each of an invocation's pairs.
 // l is summed per invocation and over the row once, at the end.
 // Expects: HEAD_DIM, V_HEAD_DIM, V_COLUMNS, BLOCK_Q, TILE_M, PAIRS, HEAVY, ROLLED, RANGES, Params, k_head_at, v_head_at, k_at, v_at,
-// block_begin, block_end, place_of, pair_score, pair_visible, tile_class, with_sink, keeps4, keep_scale, load_q4, load_k4, load_v4, store_out4, store_lse, Lane, lane_of, share,
+// block_begin, block_end, place_of, pair_score, pair_visible, tile_class, with_sink, DROPS, keeps4, keep_scale, load_q4, load_k4, load_v4, store_out4, store_lse, Lane, lane_of, share,
 // row_max, row_sum.
 // Provides: flash_tile_kernel.
 const BLOCK_KV: u32 = 32u;
@@ -122,11 +122,25 @@ fn scores_of(w: Work, row_at: u32, key: u32, edge: bool, products: vec4<f32>) ->
     return Scores(s, hidden, max(max(kept.x, kept.y), max(kept.z, kept.w)));
 }
 
-// The weights of four neighbouring keys, 0 where dropout drops one.
-fn undropped(w: Work, row_at: u32, key: u32, p: vec4<f32>) -> vec4<f32> {
-    let row = min(w.row_first + row_at, w.row_last);
-    let place = place_of(params.batch_first + w.batch, params.q_first + row);
-    return select(vec4<f32>(), p, keeps4(place, w.batch, w.head, row, key));
+// A bit for each of an invocation's pairs that dropout drops: one row after the other, in a loop that no compiler
+// unrolls.
+fn dropped_of(w: Work, key: u32) -> u32 {
+    var dropped = 0u;
+    if DROPS {
+        for (var r = 0u; r < params.rows_each; r++) {
+            let row = min(w.row_first + w.y + r * ROW_GROUPS, w.row_last);
+            let place = place_of(params.batch_first + w.batch, params.q_first + row);
+            let keeps = keeps4(place, w.batch, w.head, row, key);
+            dropped |= dot(select(vec4<u32>(1u, 2u, 4u, 8u), vec4<u32>(), keeps), vec4<u32>(1u)) << (4u * r);
+        }
+    }
+    return dropped;
+}
+
+// The weights of a row's four pairs but those of which a bit is set.
+fn without(p: vec4<f32>, bits: u32, r: u32) -> vec4<f32> {
+    let marks = vec4<u32>(bits >> (4u * r)) & vec4<u32>(1u, 2u, 4u, 8u);
+    return select(vec4<f32>(), p, marks == vec4<u32>());
 }
 
 // Whether every row sees every key of a tile.
@@ -139,6 +153,8 @@ fn is_whole(w: Work, tile_q: u32, key_first: u32, whole_begin: u32, whole_end: u
 fn tile(w: Work, key_first: u32, edge: bool, o: ptr<function, array<vec4<f32>, TILE_M * V_CHUNKS>>,
         m: ptr<function, array<f32, TILE_M>>, l: ptr<function, array<f32, TILE_M>>) {
     let chunk4 = params.rows_each * 2u;     // CHUNK4, but no compiler knows
+    let key = key_first + 4u * w.x;
+    let dropped = dropped_of(w, key);
     var s: array<vec4<f32>, TILE_M>;
     for (var chunk = 0u; chunk < D_CHUNKS; chunk++) {
         workgroupBarrier();
@@ -152,7 +168,6 @@ fn tile(w: Work, key_first: u32, edge: bool, o: ptr<function, array<vec4<f32>, T
         }
     }
 
-    let key = key_first + 4u * w.x;
     var hidden = 0u;
     var largest: array<f32, TILE_M>;
     if HEAVY {
@@ -185,11 +200,8 @@ fn tile(w: Work, key_first: u32, edge: bool, o: ptr<function, array<vec4<f32>, T
         let keep = exp((*m)[r] - larger);
         (*m)[r] = larger;
         var p = exp(s[r] - vec4<f32>(larger));
-        if edge {
-            let bits = vec4<u32>(hidden >> (4u * r)) & vec4<u32>(1u, 2u, 4u, 8u);
-            p = select(vec4<f32>(), p, bits == vec4<u32>());
-        }
-        qp_tile[row * PITCH + w.x] = undropped(w, row, key, p);
+        if edge { p = without(p, hidden, r); }
+        qp_tile[row * PITCH + w.x] = without(p, dropped, r);
         (*l)[r] = fma((*l)[r], keep, (p.x + p.y) + (p.z + p.w));
         for (var n = 0u; n < V_CHUNKS; n++) { (*o)[n * TILE_M + r] *= keep; }
     }

@@ -12,9 +12,9 @@ var<private> scores_first: u32;
 fn fetch_a4(m: u32, k: u32) -> vec4<f32> {
     if k >= params.kv_len { return vec4<f32>(); }
     let row = min(m, params.q_len - 1u);
-    let p = load_scores4(scores_first + row * params.scores_row + k, params.kv_len - k);
     let place = place_of(params.batch_first + kv_batch, params.q_first + row);
-    return select(vec4<f32>(), p, keeps4(place, kv_batch, q_head, row, k));
+    let keeps = keeps4(place, kv_batch, q_head, row, k);
+    return select(vec4<f32>(), load_scores4(scores_first + row * params.scores_row + k, params.kv_len - k), keeps);
 }
 
 fn fetch_b4(n: u32, k: u32) -> vec4<f32> {
