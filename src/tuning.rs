@@ -71,7 +71,8 @@ const GENERAL: Tuning = Tuning {
 /// A class without a row takes the first. Classes whose compiler is not at hand have none of their own.
 const TABLE: &[Row] = &[
     Row { class: DeviceClass::Hardware, tuning: GENERAL, waves: &[] },
-    // 128 registers at width 128: 16 subgroups of 48. What hides pairs takes up to 200.
+    // 128 registers at width 128: 16 subgroups of 48. What hides pairs takes up to 200, with keys in pages on matrix units
+    // too.
     Row {
         class: DeviceClass::Nvidia,
         tuning: GENERAL,
@@ -81,7 +82,7 @@ const TABLE: &[Row] = &[
             ("scores", 32),
             ("values", 32),
             ("linear", 32),
-            ("flash_coop", 12),
+            ("flash_coop", 8),
             ("product_coop", 16),
         ],
     },
@@ -104,7 +105,7 @@ const TABLE: &[Row] = &[
         waves: &[("flash_tile", 1), ("decode_team", 1)],
     },
     // Its compiler keeps 128 columns of out in more registers than there are: 70 spills. So it does with 16 sums of a
-    // team's invocation: 20 to 60.
+    // team's invocation: 20 to 60. Dropout of packed sequences leaves room for 18 subgroups of `values`, all else for 20.
     Row {
         class: DeviceClass::Apple,
         tuning: Tuning {
@@ -116,7 +117,7 @@ const TABLE: &[Row] = &[
             ("decode_team", 12),
             ("flash_tile", 12),
             ("scores", 20),
-            ("values", 20),
+            ("values", 18),
             ("linear", 24),
         ],
     },
