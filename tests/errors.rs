@@ -607,6 +607,35 @@ fn layer_buffers_are_asked_for_by_name() {
 }
 
 #[test]
+fn a_seed_is_asked_for_where_weights_are_dropped() {
+    let host = Host::new(wgpu::Limits::default());
+    let [a, out] = [(); 2].map(|()| host.buffer(wgpu::BufferUsages::STORAGE));
+    let given = Tensors::new(a.slice(..), a.slice(..), a.slice(..), out.slice(..));
+    let plan = |problem: Problem| host.attention.plan(&problem).expect("a plan");
+    for (problem, tensor) in
+        [(square().with_dropout(0.5), "seed"), (square().with_given_dropout(0.5), "keep")]
+    {
+        let message = format!("{tensor} is missing");
+        let missing = BindError::Missing { tensor: tensor.into() };
+        host.refuses(&plan(problem), &given, &missing, &message);
+    }
+    let none = plan(square().with_dropout(0.0));
+    assert!(host.attention.bind(&none, &given).is_ok(), "nothing reads it");
+    let seeded = given.clone().seed(a.slice(..));
+    assert!(host.attention.bind(&none, &seeded).is_ok(), "it may be there");
+    let unused = |tensor: &'static str| BindError::Unused { tensor: tensor.into() };
+    let message = "seed was given, but the plan does not use it";
+    host.refuses(&plan(square()), &seeded, &unused("seed"), message);
+    let message = "keep was given, but the plan does not use it";
+    host.refuses(
+        &plan(square().with_dropout(0.5)),
+        &seeded.keep(a.slice(..)),
+        &unused("keep"),
+        message,
+    );
+}
+
+#[test]
 fn host_slices_of_other_lengths_are_refused() {
     let (cpu, data) = (Runner::cpu(), [0.0; 64]);
     let inputs = |q, k, v| Inputs::new(&data[..q], &data[..k], &data[..v]);
