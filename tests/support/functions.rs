@@ -30,8 +30,11 @@ fn score(s: f32, batch: u32, head: u32, q_pos: u32, kv_pos: u32) -> f32 {
 ";
     let table = relative_bias();
     let twin = move |s: f64, pair: Pair| {
-        let distance = (i64::from(pair.q_pos) + pair.diagonal - i64::from(pair.kv_pos)).abs();
-        let at = (distance + i64::from(pair.head)).rem_euclid(16);
+        // In 32 bits that wrap, as WGSL's: a diagonal may be anywhere.
+        let narrow = |n: i64| i32::try_from(n).expect("32 bits");
+        let distance = narrow(pair.q_pos.into()).wrapping_add(narrow(pair.diagonal));
+        let distance = distance.wrapping_sub(narrow(pair.kv_pos.into())).wrapping_abs();
+        let at = distance.wrapping_add(narrow(pair.head.into())).cast_unsigned() % 16;
         s + f64::from(table[usize::try_from(at).expect("below 16")])
     };
     ScoreFunction::new("relative position", wgsl, twin)
