@@ -6,7 +6,7 @@ use crate::device::{Capabilities, DeviceClass};
 use crate::dispatch::Dispatch;
 use crate::error::{BindError, PlanError};
 use crate::kernels::Kernel;
-use crate::layer::SelfAttention;
+use crate::layer::{LayerBackward, SelfAttention};
 use crate::matrices::Matrices;
 use crate::merge::Merge;
 use crate::pipeline::{Checks, Pipelines, compile};
@@ -191,6 +191,26 @@ impl Attention {
         algorithm: Algorithm,
     ) -> Result<Plan, PlanError> {
         Plan::backward(backward, &self.capabilities, algorithm)
+    }
+
+    /// Kernels for the gradients of a layer.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan).
+    pub fn plan_layer_backward(&self, backward: &LayerBackward) -> Result<Plan, PlanError> {
+        self.plan_layer_backward_with(backward, Algorithm::Auto)
+    }
+
+    /// As [`plan_layer_backward`](Self::plan_layer_backward), with the kernels of `algorithm` for the attention.
+    ///
+    /// # Errors
+    /// As [`plan_backward_with`](Self::plan_backward_with).
+    pub fn plan_layer_backward_with(
+        &self,
+        backward: &LayerBackward,
+        algorithm: Algorithm,
+    ) -> Result<Plan, PlanError> {
+        backward.plan(&self.capabilities, algorithm)
     }
 
     /// The steps of a merge of partial results: `out_parts` and `lse_parts` to `out`, and `lse` where it is asked for.

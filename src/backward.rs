@@ -11,6 +11,8 @@ mod plan;
 mod products;
 mod sums;
 
+pub(crate) use plan::GradientViews;
+
 /// Gradients of an attention: from what it read and wrote, and the gradients of out (and lse), to those of q, k and v,
 /// and where asked of bias, sinks and ALiBi slopes.
 ///

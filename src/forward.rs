@@ -21,6 +21,13 @@ pub(crate) struct Views {
     pub(crate) k: View,
     pub(crate) v: View,
     pub(crate) out: View,
+    pub(crate) lse: View,
+}
+
+/// `[batch, heads, q_len]`, contiguous, from `base_bytes` on.
+pub(crate) fn lse_view(shape: &Shape, operand: Operand, base_bytes: u64) -> View {
+    let strides = Strides::bhsd(shape.heads, shape.q_len, 1);
+    View { operand, base_bytes, strides, dim: 1, element_bits: 32 }
 }
 
 impl Views {
@@ -38,6 +45,7 @@ impl Views {
             k: view(Operand::K, problem.k, s.head_dim, problem.kv_dtype),
             v: view(Operand::V, problem.v, s.v_head_dim, problem.kv_dtype),
             out: view(Operand::Out, problem.out, s.v_head_dim, problem.out_dtype),
+            lse: lse_view(&problem.tensor_shape(), Operand::Lse, 0),
         }
     }
 }
@@ -118,8 +126,8 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
 
     /// No key at all: zeros and -inf, or the sink.
     fn nothing(&mut self) -> Result<(), PlanError> {
-        let Views { out, .. } = *self.views;
-        let tensors = [("out", Extent::Queries(out)), ("lse", Extent::Queries(self.lse_view()))];
+        let Views { out, lse, .. } = *self.views;
+        let tensors = [("out", Extent::Queries(out)), ("lse", Extent::Queries(lse))];
         let (shape, limit) = (self.shape, self.to.limit());
         let chunk = Chunk::fit(&shape, limit, self.problem.batch_invariant, &tensors)?;
         let features = self.features.clone();
@@ -198,11 +206,6 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
         (window > most).then_some(("keys", Extent::Walk { most }))
     }
 
-    pub(crate) fn lse_view(&self) -> View {
-        let strides = Strides::bhsd(self.shape.heads, self.shape.q_len, 1);
-        View { operand: Operand::Lse, base_bytes: 0, strides, dim: 1, element_bits: 32 }
-    }
-
     /// Of weights or scores.
     pub(crate) fn matrix_view(&self, operand: Operand) -> View {
         let Shape { heads, q_len, kv_len, .. } = self.shape;
@@ -236,7 +239,7 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
 
     /// Extents of what every algorithm binds; masks and biases of all keys or of ranges of them.
     pub(crate) fn extents(&self, all_keys: bool) -> Vec<(&'static str, Extent)> {
-        let Views { q, k, v, out } = *self.views;
+        let Views { q, k, v, out, lse } = *self.views;
         let mut extents = vec![
             ("q", Extent::Queries(q)),
             ("k", self.keys_extent(k)),
@@ -244,7 +247,7 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
             ("out", Extent::Queries(out)),
         ];
         if self.problem.lse {
-            extents.push(("lse", Extent::Queries(self.lse_view())));
+            extents.push(("lse", Extent::Queries(lse)));
         }
         extents.extend(self.pair_extents(all_keys));
         extents
@@ -299,7 +302,7 @@ impl<'a, 'p> AttentionPlanner<'a, 'p> {
     }
 
     pub(crate) fn lse(&self, block: &Block) -> Option<Bound> {
-        self.problem.lse.then(|| self.queries(block, &self.lse_view()))
+        self.problem.lse.then(|| self.queries(block, &self.views.lse))
     }
 
     pub(crate) fn queries(&self, block: &Block, view: &View) -> Bound {

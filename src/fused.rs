@@ -74,7 +74,7 @@ impl AttentionPlanner<'_, '_> {
     /// A fused kernel; where the keys come in ranges, partial results and their merge.
     pub(crate) fn fused(&mut self, algorithm: Algorithm) -> Result<(), PlanError> {
         let (problem, shape) = (self.problem, self.shape);
-        let Views { q, k, v, out } = *self.views;
+        let Views { q, k, v, out, .. } = *self.views;
         let limit = self.to.limit();
         let tuning = self.tuning.for_rows(shape.q_len, &self.features);
         let dims = [shape.head_dim, shape.v_head_dim];

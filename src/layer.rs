@@ -1,18 +1,19 @@
 //! A whole attention layer: projections around attention, all on the device.
 
-use crate::blocks::{ELEMENT_BYTES, View};
+use crate::blocks::ELEMENT_BYTES;
 use crate::cost::Cost;
-use crate::device::Capabilities;
 use crate::error::{PlanError, ProblemError};
-use crate::forward::Views;
-use crate::kernels::{Linear, LinearParams};
 use crate::layout::Strides;
 use crate::mask::Mask;
 use crate::operand::Operand;
-use crate::plan::{Algorithm, Bound, Plan, Planner};
 use crate::problem::Problem;
 use crate::shape::Shape;
-use crate::work::Work;
+pub use backward::LayerBackward;
+pub(crate) use plan::Inside;
+
+mod backward;
+mod gradients;
+mod plan;
 
 /// `out = attention(x W_q^T + b_q, c W_k^T + b_k, c W_v^T + b_v) W_o^T + b_o`, where the context `c` is `x`
 /// itself in self-attention and another sequence in cross-attention.
@@ -40,6 +41,8 @@ pub struct SelfAttention {
     pub biases: bool,
     /// Also write the attention weights.
     pub weights: bool,
+    /// Also write what the gradients need.
+    pub saved: bool,
 }
 
 impl SelfAttention {
@@ -61,6 +64,7 @@ impl SelfAttention {
             packed: false,
             biases: false,
             weights: false,
+            saved: false,
         })
     }
 
@@ -114,6 +118,18 @@ impl SelfAttention {
         Self { weights: true, ..self }
     }
 
+    /// Also write what the gradients need, as [`saved`](crate::Tensors::saved): q, k and v, what the heads give, and
+    /// the log-sum-exp of every row. Its [`backward`](Self::backward) reads them, where it would else compute them again.
+    #[must_use]
+    pub fn with_saved(self) -> Self {
+        Self { saved: true, ..self }
+    }
+
+    /// The gradients of the layer.
+    pub fn backward(&self) -> LayerBackward {
+        LayerBackward { layer: *self }
+    }
+
     /// The attention inside: q, k and v as the projections lay them out, side by side where the sequence is
     /// one and the same.
     pub(crate) fn problem(&self) -> Problem {
@@ -136,6 +152,7 @@ impl SelfAttention {
             .out_strides(Strides::bshd(s.heads, s.q_len, s.v_head_dim));
         problem.scale = self.scale;
         problem.weights = self.weights;
+        problem.lse = self.saved;
         problem
     }
 
@@ -169,14 +186,17 @@ impl SelfAttention {
             return Err(PlanError::Problem(ProblemError::UnevenLengths { q_len, kv_len }));
         }
         self.problem().validate()?;
+        if self.saved && Inside::saved(self).1 > i64::MAX.unsigned_abs() / ELEMENT_BYTES {
+            let tensor = Operand::Saved.name();
+            return Err(PlanError::Problem(ProblemError::Unaddressable { tensor }));
+        }
         Ok(())
     }
 
-    /// What the caller may give.
-    fn operands(&self) -> Vec<Operand> {
-        let mut operands = vec![Operand::X, Operand::WO, Operand::Out];
+    /// What the caller may give to be read.
+    fn inputs(&self) -> Vec<Operand> {
+        let mut operands = vec![Operand::X, Operand::WO];
         operands.extend(self.context_dim.map(|_| Operand::Context));
-        operands.extend(self.weights.then_some(Operand::Weights));
         let (matrices, biases): (&[_], &[_]) = if self.packed {
             (&[Operand::WQkv], &[Operand::BQkv, Operand::BO])
         } else {
@@ -224,161 +244,4 @@ impl SelfAttention {
         }
         cost
     }
-
-    pub(crate) fn plan(
-        &self,
-        capabilities: &Capabilities,
-        algorithm: Algorithm,
-    ) -> Result<Plan, PlanError> {
-        self.validate()?;
-        let mut planner = Planner::new(capabilities);
-        let s = self.shape;
-        if s.batch == 0 || s.q_len == 0 {
-            return Ok(planner.finish(self.cost(), self.operands(), Vec::new()));
-        }
-        let problem = self.problem();
-        let rows = |len: u32| u64::from(s.batch) * u64::from(len);
-        let (q_rows, kv_rows) = (rows(s.q_len), rows(s.kv_len));
-        let [q_width, k_width, v_width] = self.widths();
-        let model_dim = u64::from(self.model_dim);
-
-        let q_region = planner.region();
-        let (kv_region, k_first) = match self.context_dim {
-            None => (q_region, q_width),
-            Some(_) => (planner.region(), 0),
-        };
-        let v_first = k_first + k_width;
-        let (q_row, kv_row) = (problem.q.row, problem.k.row);
-        let bias = |operand: Operand| self.biases.then_some(operand);
-        let context =
-            self.context_dim.map_or((Operand::X, model_dim), |dim| (Operand::Context, dim.into()));
-        if self.packed {
-            let all = Projection {
-                x: (Operand::X, model_dim),
-                w: Operand::WQkv,
-                bias: bias(Operand::BQkv),
-                y: (q_region, 0, q_row),
-                rows: q_rows,
-                outputs: q_row,
-            };
-            all.plan(&mut planner)?;
-        } else {
-            let x = (Operand::X, model_dim);
-            for (x, w, b, y, rows, outputs) in [
-                (x, Operand::WQ, Operand::BQ, (q_region, 0, q_row), q_rows, q_width),
-                (context, Operand::WK, Operand::BK, (kv_region, k_first, kv_row), kv_rows, k_width),
-                (context, Operand::WV, Operand::BV, (kv_region, v_first, kv_row), kv_rows, v_width),
-            ] {
-                Projection { x, w, bias: bias(b), y, rows, outputs }.plan(&mut planner)?;
-            }
-        }
-
-        let heads_region = planner.region();
-        let view = |operand, first: u64, strides, dim| View {
-            operand,
-            base_bytes: first * ELEMENT_BYTES,
-            strides,
-            dim,
-            element_bits: 8 * ELEMENT_BYTES,
-        };
-        let views = Views {
-            q: view(q_region, 0, problem.q, s.head_dim),
-            k: view(kv_region, k_first, problem.k, s.head_dim),
-            v: view(kv_region, v_first, problem.v, s.v_head_dim),
-            out: view(heads_region, 0, problem.out, s.v_head_dim),
-        };
-        planner.attention(&problem, algorithm, &views)?;
-
-        let width = problem.out.row;
-        let back = Projection {
-            x: (heads_region, width),
-            w: Operand::WO,
-            bias: bias(Operand::BO),
-            y: (Operand::Out, 0, self.out_dim.into()),
-            rows: q_rows,
-            outputs: self.out_dim.into(),
-        };
-        back.plan(&mut planner)?;
-        Ok(planner.finish(self.cost(), self.operands(), Vec::new()))
-    }
-}
-
-/// One `y = x w^T + b`.
-struct Projection {
-    /// `[rows, inputs]`, contiguous.
-    x: (Operand, u64),
-    w: Operand,
-    bias: Option<Operand>,
-    /// Operand, first column and width of a row.
-    y: (Operand, u64, u64),
-    rows: u64,
-    outputs: u64,
-}
-
-impl Projection {
-    /// Blocks of rows and outputs of which each operand fits a binding.
-    fn plan(&self, planner: &mut Planner<'_>) -> Result<(), PlanError> {
-        let ((x, inputs), (y, y_first, y_row)) = (self.x, self.y);
-        let limit = planner.limit();
-        let most = |width: u64, name: &str| {
-            let required = width.saturating_mul(ELEMENT_BYTES);
-            if required > limit.bytes() {
-                return Err(limit.exceeded(format!("one row of {name}"), required));
-            }
-            Ok(limit.bytes() / required)
-        };
-        let rows = most(inputs, x.name())?.min(most(y_row, y.name())?).min(1 << 30);
-        let outputs = most(inputs, self.w.name())?;
-        let product = planner.tuning.product;
-        let (block_m, block_n) = product.block();
-        for m in (0..self.rows).step_by(whole(rows, block_m)) {
-            let m_end = self.rows.min(m + whole(rows, block_m) as u64);
-            for n in (0..self.outputs).step_by(whole(outputs, block_n)) {
-                let n_end = self.outputs.min(n + whole(outputs, block_n) as u64);
-                let bound = |operand, first: u64, end: u64| Bound {
-                    operand,
-                    bytes: first * ELEMENT_BYTES..end * ELEMENT_BYTES,
-                };
-                let at = |row: u64, column: u64| row * y_row + y_first + column;
-                let mut operands = vec![
-                    bound(x, m * inputs, m_end * inputs),
-                    bound(self.w, n * inputs, n_end * inputs),
-                    bound(y, at(m, n), at(m_end - 1, n_end)),
-                ];
-                operands.extend(self.bias.map(|bias| bound(bias, n, n_end)));
-                let tiles = (m_end - m).div_ceil(block_m.into());
-                let products = 2 * u64::from(block_m) * u64::from(block_n);
-                let total = tiles * (n_end - n).div_ceil(block_n.into());
-                let narrow = |n: u64| u32::try_from(n).expect("within a binding");
-                let params = LinearParams {
-                    rows: narrow(m_end - m),
-                    inputs: narrow(inputs),
-                    outputs: narrow(n_end - n),
-                    tiles: narrow(tiles),
-                    x_row: narrow(inputs),
-                    w_row: narrow(inputs),
-                    y_row: narrow(y_row),
-                    ..LinearParams::default()
-                };
-                planner.step(
-                    |vec4| Linear { product, bias: self.bias.is_some(), vec4 }.into(),
-                    inputs.is_multiple_of(4),
-                    operands,
-                    Work::even(total, products.saturating_mul(inputs)),
-                    |workgroups, grid_width| {
-                        let params = LinearParams { workgroups, grid_width, ..params };
-                        bytemuck::bytes_of(&params).to_vec()
-                    },
-                )?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// At most `n`, in whole tiles where that is possible.
-fn whole(n: u64, tile: u32) -> usize {
-    let tile = u64::from(tile);
-    let whole = if n > tile { n / tile * tile } else { n };
-    usize::try_from(whole).unwrap_or(usize::MAX)
 }

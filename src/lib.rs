@@ -139,10 +139,10 @@ pub use download::Download;
 pub use dropout::{Dropout, DropoutMask};
 pub use error::{BindError, DownloadError, Error, PlanError, ProblemError};
 pub use function::{BufferElement, MaskFunction, Pair, ScoreFunction};
+pub use inputs::{Inputs, alibi_slopes};
+pub use layer::{LayerBackward, SelfAttention};
 #[cfg(feature = "runner")]
 pub use host::LayerInputs;
-pub use inputs::{Inputs, alibi_slopes};
-pub use layer::SelfAttention;
 pub use layout::{Layout, Strides};
 pub use mask::{Diagonal, Mask};
 pub use matrices::{Matrices, MatrixInputs, MatrixKernel, MatrixKernels};

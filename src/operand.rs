@@ -100,6 +100,32 @@ pub enum Operand {
     BQkv,
     /// Bias of the result.
     BO,
+    /// What a layer keeps for its gradients.
+    Saved,
+    /// Gradient of a layer's input vectors.
+    DX,
+    /// Gradient of a layer's context vectors.
+    DContext,
+    /// Gradient of the projection to queries.
+    DWQ,
+    /// Gradient of the projection to keys.
+    DWK,
+    /// Gradient of the projection to values.
+    DWV,
+    /// Gradient of the projection to queries, keys and values.
+    DWQkv,
+    /// Gradient of the projection of the result.
+    DWO,
+    /// Gradient of the bias of the queries.
+    DBQ,
+    /// Gradient of the bias of the keys.
+    DBK,
+    /// Gradient of the bias of the values.
+    DBV,
+    /// Gradient of the bias of queries, keys and values.
+    DBQkv,
+    /// Gradient of the bias of the result.
+    DBO,
     /// Partial results over ranges of keys.
     OutParts,
     /// Log-sum-exp of every row of partial results.
@@ -160,6 +186,19 @@ impl Operand {
             Self::BV => "b_v",
             Self::BQkv => "b_qkv",
             Self::BO => "b_o",
+            Self::Saved => "saved",
+            Self::DX => "d_x",
+            Self::DContext => "d_context",
+            Self::DWQ => "d_w_q",
+            Self::DWK => "d_w_k",
+            Self::DWV => "d_w_v",
+            Self::DWQkv => "d_w_qkv",
+            Self::DWO => "d_w_o",
+            Self::DBQ => "d_b_q",
+            Self::DBK => "d_b_k",
+            Self::DBV => "d_b_v",
+            Self::DBQkv => "d_b_qkv",
+            Self::DBO => "d_b_o",
             Self::OutParts => "out_parts",
             Self::LseParts => "lse_parts",
             Self::Workspace(_) => "workspace",

@@ -25,7 +25,7 @@ impl AttentionPlanner<'_, '_> {
     pub(crate) fn staged(&mut self) -> Result<(), PlanError> {
         let (problem, shape) = (self.problem, self.shape);
         let features = self.features.clone();
-        let Views { q, k, v, out } = *self.views;
+        let Views { q, k, v, out, .. } = *self.views;
         let pitch = u64::from(shape.kv_len.next_multiple_of(4));
         let limit = self.to.limit();
         let tuning = self.tuning;

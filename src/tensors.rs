@@ -80,7 +80,7 @@ impl<'a> Tensors<'a> {
         seed: Seed,
         /// `[batch, heads, q_len, kv_len]`, a byte a pair: anything but 0 is kept by dropout.
         keep: Keep,
-        /// As `out`.
+        /// As `out`, or as the [`Backward`](crate::Backward) says.
         d_out: DOut,
         /// As `lse`. Needed when the [`Backward`](crate::Backward) has `d_lse`.
         d_lse: DLse,
@@ -137,6 +137,33 @@ impl<'a> Tensors<'a> {
         b_qkv: BQkv,
         /// `[out_dim]`.
         b_o: BO,
+        /// What a layer [`with_saved`](crate::SelfAttention::with_saved) writes and its gradients read: as many bytes as
+        /// [`Plan::operand_bytes`] of [`Operand::Saved`] says.
+        saved: Saved,
+        /// As `x`, overwritten.
+        d_x: DX,
+        /// As `context`, overwritten.
+        d_context: DContext,
+        /// As `w_q`, overwritten.
+        d_w_q: DWQ,
+        /// As `w_k`, overwritten.
+        d_w_k: DWK,
+        /// As `w_v`, overwritten.
+        d_w_v: DWV,
+        /// As `w_qkv`, overwritten.
+        d_w_qkv: DWQkv,
+        /// As `w_o`, overwritten.
+        d_w_o: DWO,
+        /// As `b_q`, overwritten.
+        d_b_q: DBQ,
+        /// As `b_k`, overwritten.
+        d_b_k: DBK,
+        /// As `b_v`, overwritten.
+        d_b_v: DBV,
+        /// As `b_qkv`, overwritten.
+        d_b_qkv: DBQkv,
+        /// As `b_o`, overwritten.
+        d_b_o: DBO,
         /// `[parts, batch, heads, q_len, v_head_dim]`, or as [`Merge`](crate::Merge) lays them out.
         out_parts: OutParts,
         /// `[parts, batch, heads, q_len]` f32, or as [`Merge`](crate::Merge) lays them out.

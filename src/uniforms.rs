@@ -28,7 +28,7 @@ impl AttentionPlanner<'_, '_> {
         let [k_batch, k_head, k_row] = outer(&k, [kv_batch, kv_heads, kv_rows]);
         let [v_batch, v_head, v_row] = outer(&v, [kv_batch, kv_heads, kv_rows]);
         let [out_batch, out_head, out_row] = outer(out, [batch, heads, q_len]);
-        let lse = self.lse_view().strides;
+        let lse = self.views.lse.strides;
         let Shape { q_len: all_q, kv_len: all_kv, .. } = self.problem.shape;
         let diagonal = self.problem.mask.diagonal(all_q, all_kv).unwrap_or(0);
         let (begin, end) = self.problem.mask.bounds(diagonal);

@@ -7,6 +7,7 @@ use crate::forward::Views;
 use crate::kernels::{AttentionParams, Element, Features, Fill, Uses};
 use crate::layout::Strides;
 use crate::operand::Operand;
+use crate::plan::{Bound, Planner};
 use crate::problem::Slopes;
 use crate::shape::Shape;
 use crate::work::{ELEMENT, Work};
@@ -40,54 +41,10 @@ impl BackwardPlanner<'_, '_> {
             zeros.push(flat(Operand::DAlibiSlopes, n));
         }
         for (view, counts, element) in zeros {
-            self.zeros(&view, counts, element)?;
+            self.task.to.zeros(&view, counts, element)?;
         }
         if self.backward.d_sinks && s.kv_len == 0 {
             self.sinks_alone()?;
-        }
-        Ok(())
-    }
-
-    /// Zeros over a tensor, in as many parts as bindings take.
-    fn zeros(
-        &mut self,
-        view: &View,
-        [batch, heads, rows]: [u32; 3],
-        element: Element,
-    ) -> Result<(), PlanError> {
-        let shape = Shape {
-            batch,
-            heads,
-            kv_heads: heads,
-            q_len: rows,
-            kv_len: 0,
-            head_dim: view.dim,
-            v_head_dim: view.dim,
-        };
-        if batch == 0 || heads == 0 || rows == 0 {
-            return Ok(());
-        }
-        let limit = self.task.to.limit();
-        let name = view.operand.name();
-        let chunk = Chunk::fit(&shape, limit, false, &[(name, Extent::Queries(*view))])?;
-        let features = Features { out: element, ..Features::plain() };
-        let threads = self.task.tuning.row_threads;
-        let fill = Fill { features: &features, threads, v_head_dim: view.dim };
-        for block in chunk.blocks(&shape) {
-            let [batch, heads, q_len] = block.counts();
-            let [out_batch, out_head, out_row] = outer(view, block.counts());
-            let params = AttentionParams {
-                batch,
-                heads,
-                q_len,
-                out_batch,
-                out_head,
-                out_row,
-                ..AttentionParams::default()
-            };
-            let bound = vec![self.task.queries(&block, view)];
-            let work = Work::even(block.rows(), u64::from(view.dim) * ELEMENT);
-            self.task.step(|_| fill.clone().into(), false, bound, work, params)?;
         }
         Ok(())
     }
@@ -120,6 +77,62 @@ impl BackwardPlanner<'_, '_> {
         let strides = Strides::bhsd(1, heads, 1);
         let view =
             View { operand: Operand::DSinks, base_bytes: 0, strides, dim: 1, element_bits: 32 };
-        self.zeros(&view, [1, 1, heads], Element::F32)
+        self.task.to.zeros(&view, [1, 1, heads], Element::F32)
+    }
+}
+
+impl Planner<'_> {
+    /// Zeros over a tensor, in as many parts as bindings take.
+    pub(crate) fn zeros(
+        &mut self,
+        view: &View,
+        [batch, heads, rows]: [u32; 3],
+        element: Element,
+    ) -> Result<(), PlanError> {
+        let shape = Shape {
+            batch,
+            heads,
+            kv_heads: heads,
+            q_len: rows,
+            kv_len: 0,
+            head_dim: view.dim,
+            v_head_dim: view.dim,
+        };
+        if batch == 0 || heads == 0 || rows == 0 {
+            return Ok(());
+        }
+        let limit = self.limit();
+        let name = view.operand.name();
+        let chunk = Chunk::fit(&shape, limit, false, &[(name, Extent::Queries(*view))])?;
+        let features = Features { out: element, ..Features::plain() };
+        let threads = self.tuning.row_threads;
+        let fill = Fill { features: &features, threads, v_head_dim: view.dim };
+        for block in chunk.blocks(&shape) {
+            let [batch, heads, q_len] = block.counts();
+            let [out_batch, out_head, out_row] = outer(view, block.counts());
+            let params = AttentionParams {
+                batch,
+                heads,
+                q_len,
+                out_batch,
+                out_head,
+                out_row,
+                ..AttentionParams::default()
+            };
+            let bytes = view.bytes(&block.batch, &block.heads, &block.q);
+            let bound = vec![Bound { operand: view.operand, bytes }];
+            let work = Work::even(block.rows(), u64::from(view.dim) * ELEMENT);
+            self.step(
+                |_| fill.clone().into(),
+                false,
+                bound,
+                work,
+                |workgroups, grid_width| {
+                    bytemuck::bytes_of(&AttentionParams { workgroups, grid_width, ..params })
+                        .to_vec()
+                },
+            )?;
+        }
+        Ok(())
     }
 }

@@ -202,7 +202,7 @@ impl BackwardPlanner<'_, '_> {
     pub(super) fn extents(&self) -> Vec<(&'static str, Extent)> {
         let GradientViews { d_out, d_q, d_k, d_v } = self.gradients;
         let mut tensors = self.task.extents(true);
-        tensors.push(("lse", Extent::Queries(self.task.lse_view())));
+        tensors.push(("lse", Extent::Queries(self.task.views.lse)));
         tensors.push(("d_out", Extent::Queries(d_out)));
         tensors.push(("d_q", Extent::Queries(d_q)));
         tensors.push(("d_k", Extent::Keys(d_k)));

@@ -17,7 +17,7 @@ use crate::work::{Across, CHANGES, ELEMENT, SOFTMAX, Work};
 impl BackwardPlanner<'_, '_> {
     pub(super) fn delta(&mut self, block: &Block, stats: Operand) -> Result<(), PlanError> {
         let (task, d_out) = (&mut self.task, self.gradients.d_out);
-        let Views { out, .. } = *task.views;
+        let Views { out, lse, .. } = *task.views;
         let delta = Delta {
             out: task.features.out,
             d_lse: self.backward.d_lse,
@@ -32,7 +32,6 @@ impl BackwardPlanner<'_, '_> {
             d_out_row,
             ..task.params(block, &keys, &out)
         };
-        let lse = task.lse_view();
         let mut bound =
             vec![task.queries(block, &out), task.queries(block, &d_out), task.queries(block, &lse)];
         let d_lse = View { operand: Operand::DLse, ..lse };

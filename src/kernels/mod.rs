@@ -28,7 +28,9 @@ pub(crate) use element::Element;
 pub(crate) use features::{Features, Rows, Uses};
 pub(crate) use flash::{FlashLane, FlashTile};
 pub(crate) use gradients::{Gradient, GradientTile, GradientsLane};
-pub(crate) use linear::{Linear, LinearParams};
+pub(crate) use linear::{
+    ColumnSums, ColumnSumsParams, Linear, LinearGradient, LinearGradientParams, LinearParams,
+};
 pub(crate) use merge::{Convert, Fill, Merge};
 pub use params::Field;
 pub(crate) use params::{AttentionParams, params};
