@@ -4,7 +4,6 @@ use crate::dropout::{DropoutMask, seed_words};
 use crate::encoding::{Data, encoded, mask_bytes};
 use crate::error::{BindError, Error};
 use crate::inputs::Inputs;
-use crate::layer::SelfAttention;
 use crate::lengths::{check_pages, check_sequences, sequence_counts, table_len};
 use crate::mask::Diagonal;
 use crate::merge::Merge;
@@ -13,36 +12,6 @@ use crate::outputs::Output;
 use crate::pairs::MaskFormat;
 use crate::problem::Problem;
 use crate::shape::DType;
-
-/// Inputs of one layer. Biases are given exactly where the layer has them.
-#[derive(Clone, Copy, Debug, Default)]
-#[allow(clippy::exhaustive_structs, reason = "filled in by field name, with ..Default::default()")]
-pub struct LayerInputs<'a> {
-    /// `[batch, q_len, model_dim]`.
-    pub x: &'a [f32],
-    /// `[batch, kv_len, context_dim]`, for cross-attention.
-    pub context: &'a [f32],
-    /// `[heads * head_dim, model_dim]`.
-    pub w_q: &'a [f32],
-    /// `[kv_heads * head_dim, context_dim]`.
-    pub w_k: &'a [f32],
-    /// `[kv_heads * v_head_dim, context_dim]`.
-    pub w_v: &'a [f32],
-    /// The three above, one below the other, where the layer is packed.
-    pub w_qkv: &'a [f32],
-    /// `[out_dim, heads * v_head_dim]`.
-    pub w_o: &'a [f32],
-    /// `[heads * head_dim]`.
-    pub b_q: &'a [f32],
-    /// `[kv_heads * head_dim]`.
-    pub b_k: &'a [f32],
-    /// `[kv_heads * v_head_dim]`.
-    pub b_v: &'a [f32],
-    /// The three above, one after the other, where the layer is packed.
-    pub b_qkv: &'a [f32],
-    /// `[out_dim]`.
-    pub b_o: &'a [f32],
-}
 
 /// What goes up and what comes down, by operand.
 pub(crate) struct Transfer<'a> {
@@ -171,42 +140,6 @@ impl<'a> Transfer<'a> {
         if problem.block_mask {
             let what = "a block mask in host memory";
             return Err(crate::PlanError::NotSupported { what }.into());
-        }
-        Ok(transfer)
-    }
-
-    pub(crate) fn of_layer(layer: &SelfAttention, inputs: &LayerInputs<'a>) -> Result<Self, Error> {
-        layer.validate()?;
-        let s = layer.shape;
-        let rows = |len: u32| u64::from(s.batch) * u64::from(len);
-        let (model, out) = (u64::from(layer.model_dim), u64::from(layer.out_dim));
-        let context = u64::from(layer.context_dim.unwrap_or(layer.model_dim));
-        let [q, k, v] = layer.widths();
-        let heads = u64::from(s.heads) * u64::from(s.v_head_dim);
-        let only = |condition: bool, n: u64| if condition { n } else { 0 };
-        let (split, packed) = (!layer.packed, layer.packed);
-        let cross = layer.context_dim.is_some();
-        let mut transfer = Self { inputs: Vec::new(), buffers: Vec::new(), outputs: Vec::new() };
-        for (operand, data, required) in [
-            (Operand::X, inputs.x, rows(s.q_len).saturating_mul(model)),
-            (Operand::Context, inputs.context, only(cross, rows(s.kv_len).saturating_mul(context))),
-            (Operand::WQ, inputs.w_q, only(split, q.saturating_mul(model))),
-            (Operand::WK, inputs.w_k, only(split, k.saturating_mul(context))),
-            (Operand::WV, inputs.w_v, only(split, v.saturating_mul(context))),
-            (Operand::WQkv, inputs.w_qkv, only(packed, (q + k + v).saturating_mul(model))),
-            (Operand::WO, inputs.w_o, out.saturating_mul(heads)),
-            (Operand::BQ, inputs.b_q, only(split && layer.biases, q)),
-            (Operand::BK, inputs.b_k, only(split && layer.biases, k)),
-            (Operand::BV, inputs.b_v, only(split && layer.biases, v)),
-            (Operand::BQkv, inputs.b_qkv, only(packed && layer.biases, q + k + v)),
-            (Operand::BO, inputs.b_o, only(layer.biases, out)),
-        ] {
-            transfer.give(operand, Data::F32(checked(operand, data, required, true)?));
-        }
-        transfer.take(Operand::Out, rows(s.q_len).saturating_mul(out), DType::F32)?;
-        if layer.weights {
-            let pairs = rows(s.q_len).saturating_mul(u64::from(s.heads) * u64::from(s.kv_len));
-            transfer.take(Operand::Weights, pairs, DType::F32)?;
         }
         Ok(transfer)
     }

@@ -9,10 +9,14 @@ use crate::operand::Operand;
 use crate::problem::Problem;
 use crate::shape::Shape;
 pub use backward::LayerBackward;
+#[cfg(feature = "runner")]
+pub use host::{LayerBackwardInputs, LayerGradients, LayerInputs};
 pub(crate) use plan::Inside;
 
 mod backward;
 mod gradients;
+#[cfg(feature = "runner")]
+mod host;
 mod plan;
 
 /// `out = attention(x W_q^T + b_q, c W_k^T + b_k, c W_v^T + b_v) W_o^T + b_o`, where the context `c` is `x`
@@ -225,6 +229,13 @@ impl SelfAttention {
     pub(crate) fn projection_flops(&self) -> u64 {
         let flops = |[m, k, n]: [u64; 3]| (2 * m).saturating_mul(k).saturating_mul(n);
         self.products().map(flops).into_iter().fold(0, u64::saturating_add)
+    }
+
+    /// Of these, the last projection's.
+    #[cfg(feature = "cpu")]
+    pub(crate) fn last_projection_flops(&self) -> u64 {
+        let [.., [m, k, n]] = self.products();
+        (2 * m).saturating_mul(k).saturating_mul(n)
     }
 
     /// Floating-point operations of projections and attention; bytes of inputs, weights and output.

@@ -142,7 +142,7 @@ pub use function::{BufferElement, MaskFunction, Pair, ScoreFunction};
 pub use inputs::{Inputs, alibi_slopes};
 pub use layer::{LayerBackward, SelfAttention};
 #[cfg(feature = "runner")]
-pub use host::LayerInputs;
+pub use layer::{LayerBackwardInputs, LayerGradients, LayerInputs};
 pub use layout::{Layout, Strides};
 pub use mask::{Diagonal, Mask};
 pub use matrices::{Matrices, MatrixInputs, MatrixKernel, MatrixKernels};

@@ -16,6 +16,8 @@ pub struct Outputs {
     pub weights: Option<Vec<f32>>,
     /// `[batch, heads, q_len, kv_len]`, where the problem has `scores`; -inf where there is none.
     pub scores: Option<Vec<f32>>,
+    /// What the gradients need, of a layer [`with_saved`](crate::SelfAttention::with_saved).
+    pub saved: Option<Vec<f32>>,
 }
 
 /// What comes down, put together.
@@ -34,6 +36,7 @@ impl FromOutputs for Outputs {
             lse: asked(Operand::Lse),
             weights: asked(Operand::Weights),
             scores: asked(Operand::Scores),
+            saved: asked(Operand::Saved),
         }
     }
 
@@ -42,6 +45,7 @@ impl FromOutputs for Outputs {
             Operand::Lse => self.lse = Some(data),
             Operand::Weights => self.weights = Some(data),
             Operand::Scores => self.scores = Some(data),
+            Operand::Saved => self.saved = Some(data),
             _ => self.out = data,
         }
     }

@@ -5,9 +5,8 @@ use crate::chunks::Progress;
 use crate::device::{DeviceClass, device_descriptor, with_cooperative_matrices};
 use crate::error::Error;
 use crate::gpu::Gpu;
-use crate::host::{LayerInputs, Transfer};
+use crate::host::Transfer;
 use crate::inputs::Inputs;
-use crate::layer::SelfAttention;
 use crate::merge::Merge;
 use crate::outputs::Outputs;
 use crate::pace::Pace;
@@ -20,6 +19,7 @@ use std::sync::{Arc, OnceLock};
 
 mod append;
 mod backward;
+mod layer;
 
 /// Which device a [`Runner`] takes, and how it sets it up.
 #[derive(Clone, Debug, Default)]
@@ -304,49 +304,6 @@ impl Runner {
             }
             #[cfg(feature = "cpu")]
             Backend::Cpu => crate::cpu::run(problem, algorithm, inputs, &transfer, &self.watcher),
-        }
-    }
-
-    /// A whole layer by one algorithm, blocking.
-    ///
-    /// # Errors
-    /// Anything in [`Error`].
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn layer(
-        &self,
-        layer: &SelfAttention,
-        algorithm: Algorithm,
-        inputs: &LayerInputs<'_>,
-    ) -> Result<Outputs, Error> {
-        let transfer = Transfer::of_layer(layer, inputs)?;
-        match &self.backend {
-            Backend::Gpu(gpu) => {
-                let plan = gpu.attention.plan_layer_with(layer, algorithm)?;
-                gpu.run(&plan, &transfer, &self.watcher)
-            }
-            #[cfg(feature = "cpu")]
-            Backend::Cpu => crate::cpu::run_layer(layer, algorithm, &transfer, &self.watcher),
-        }
-    }
-
-    /// A whole layer by one algorithm, without blocking.
-    ///
-    /// # Errors
-    /// Anything in [`Error`].
-    pub async fn layer_async(
-        &self,
-        layer: &SelfAttention,
-        algorithm: Algorithm,
-        inputs: &LayerInputs<'_>,
-    ) -> Result<Outputs, Error> {
-        let transfer = Transfer::of_layer(layer, inputs)?;
-        match &self.backend {
-            Backend::Gpu(gpu) => {
-                let plan = gpu.attention.plan_layer_with(layer, algorithm)?;
-                gpu.run_async(&plan, &transfer, &self.watcher).await
-            }
-            #[cfg(feature = "cpu")]
-            Backend::Cpu => crate::cpu::run_layer(layer, algorithm, &transfer, &self.watcher),
         }
     }
 

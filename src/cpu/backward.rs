@@ -88,6 +88,17 @@ pub(crate) fn backward(
     Ok(gradients)
 }
 
+/// Gradients of q, k and v in f32, as a part of a run.
+pub(super) fn layer_products(
+    backward: &Backward,
+    inputs: &Inputs<'_>,
+    given: &BackwardInputs<'_>,
+    meter: &Meter<'_>,
+) -> Result<Gradients, Error> {
+    let task = Task::new(backward, inputs, given.d_out);
+    products(&task, &rows(&task, given), meter)
+}
+
 /// Every query row, in the order of [`positions`].
 fn rows(task: &Task<'_>, given: &BackwardInputs<'_>) -> Vec<Row> {
     let problem = task.problem();

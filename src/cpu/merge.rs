@@ -64,5 +64,5 @@ pub(crate) fn merge(
         out[start(merge.out, place(row))..][..width].copy_from_slice(merged);
     }
     let out = rounded(&out, merge.out_dtype).into_owned();
-    Ok(Outputs { out, lse: merge.lse.then_some(lse), weights: None, scores: None })
+    Ok(Outputs { out, lse: merge.lse.then_some(lse), weights: None, scores: None, saved: None })
 }

@@ -55,6 +55,68 @@ pub(super) fn linear(
     })
 }
 
+/// The left factor of a product that is added to something.
+#[derive(Clone, Copy)]
+pub(super) struct Factor<'a> {
+    data: &'a [f32],
+    /// From one row to the next, and from one term to the next.
+    strides: (usize, usize),
+}
+
+impl<'a> Factor<'a> {
+    /// As it lies, rows `width` wide.
+    pub(super) fn rows(data: &'a [f32], width: usize) -> Self {
+        Self { data, strides: (width, 1) }
+    }
+
+    /// Columns of rows `width` wide.
+    pub(super) fn transposed(data: &'a [f32], width: usize) -> Self {
+        Self { data, strides: (1, width) }
+    }
+}
+
+/// `c[m, n] += sum_k a[m, k] * b[k, n]`: rows of b and c are `columns` wide.
+pub(super) fn add_product(
+    c: &mut [f32],
+    columns: usize,
+    a: Factor,
+    b: &[f32],
+    meter: &Meter<'_>,
+) -> Result<(), Error> {
+    let terms = b.len() / columns;
+    if terms == 0 {
+        return Ok(());
+    }
+    let rows = (c.len() / columns).div_ceil(tasks()).clamp(16, LINEAR_ROWS);
+    c.par_chunks_mut(rows * columns).enumerate().try_for_each(|(i, c)| {
+        // Transposed, so that rows of c are columns of what gemm writes.
+        let transposed_b = Matrix { data: b, strides: (1, columns) };
+        let data = &a.data[i * rows * a.strides.0..];
+        let transposed_a = Matrix { data, strides: (a.strides.1, a.strides.0) };
+        let shape = (columns, c.len() / columns, terms);
+        product(shape, c, 1.0, 1.0, transposed_b, transposed_a);
+        meter.add(2 * (c.len() * terms) as u64)
+    })
+}
+
+/// Adds the sum of all rows of y, as wide as `sums`.
+pub(super) fn add_columns(sums: &mut [f32], y: &[f32]) {
+    let width = sums.len();
+    sums.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, sums)| {
+        let mut wide = vec![0.0_f64; sums.len()];
+        for row in y.chunks_exact(width) {
+            for (sum, y) in wide.iter_mut().zip(&row[i * COLUMNS..]) {
+                *sum += f64::from(*y);
+            }
+        }
+        #[allow(clippy::cast_possible_truncation, reason = "rounded once")]
+        sums.iter_mut().zip(wide).for_each(|(sum, wide)| *sum += wide as f32);
+    });
+}
+
+/// Columns that are summed together: a few lines of a cache.
+const COLUMNS: usize = 64;
+
 /// A matrix in a slice: element `[i, j]` is at `i * strides.0 + j * strides.1`.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<'a> {
