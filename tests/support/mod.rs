@@ -18,6 +18,7 @@ pub(crate) mod files;
 pub(crate) mod functions;
 pub(crate) mod gradients;
 pub(crate) mod judge;
+pub(crate) mod layer;
 pub(crate) mod random;
 pub(crate) mod real;
 pub(crate) mod target;
