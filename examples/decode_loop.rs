@@ -17,7 +17,7 @@ use std::time::Instant;
 use step::Step;
 use wgpu_attention::{Attention, DType, device_descriptor, wgpu};
 
-#[path = "decode_loop/ahead.rs"]
+#[path = "support/ahead.rs"]
 mod ahead;
 #[path = "decode_loop/cache.rs"]
 mod cache;
@@ -31,7 +31,8 @@ mod kept;
 mod model;
 #[path = "decode_loop/pages.rs"]
 mod pages;
-#[path = "decode_loop/progress.rs"]
+#[allow(dead_code, reason = "notes are the other example's")]
+#[path = "support/progress.rs"]
 mod progress;
 #[path = "decode_loop/step.rs"]
 mod step;
