@@ -357,16 +357,6 @@ fn empty_axes_are_answered() {
 }
 
 #[test]
-fn what_is_not_supported_yet_says_so() {
-    for name in ["d_out", "d_lse"] {
-        let mut tensors = qkv();
-        tensors.push(f32s(name, &[2], 1));
-        write("later-tensor-in", &tensors);
-        refuses("later-tensor-in", &format!("tensor {name} is not supported yet"));
-    }
-}
-
-#[test]
 fn dropout_is_by_a_seed_or_by_a_given_mask() {
     write("dropout-in", &qkv());
     let seeded = "--dropout 0.4 --seed 18446744073709551615";

@@ -50,9 +50,9 @@ impl Machines {
 }
 
 /// Results, as a file holds them.
-struct Answer {
-    out: Vec<f32>,
-    lse: Vec<f32>,
+pub(crate) struct Answer {
+    pub(crate) out: Vec<f32>,
+    pub(crate) lse: Vec<f32>,
     weights: Option<Vec<f32>>,
     scores: Option<Vec<f32>>,
 }
@@ -67,29 +67,36 @@ impl Call {
         }
         let mut contents = Contents::read(&file)?;
         let mut problem = self.problem(&contents)?;
+        let backward = self.backward(&problem, &contents)?;
         contents.round(problem.dtype);
         self.turn(&mut problem, &mut contents, machines)?;
         self.append(&problem, &mut contents, machines)?;
         let inputs = contents.inputs().seed(self.seed.unwrap_or_default());
         let answer = self.compute(&problem, &inputs, machines)?;
-
-        let Shape { batch, heads, q_len, kv_len, v_head_dim, .. } = problem.shape;
-        let sizes = |axes: &[u32]| axes.iter().map(|n| *n as usize).collect::<Vec<_>>();
-        let (out, lse) = match self.axes {
-            Axes::Bhsd => {
-                (sizes(&[batch, heads, q_len, v_head_dim]), sizes(&[batch, heads, q_len]))
-            }
-            Axes::Bshd => {
-                (sizes(&[batch, q_len, heads, v_head_dim]), sizes(&[batch, heads, q_len]))
-            }
-            Axes::Thd => (sizes(&[q_len, heads, v_head_dim]), sizes(&[heads, q_len])),
+        let gradients = match &backward {
+            Some(backward) => self.gradients(backward, &contents, &inputs, &answer, machines)?,
+            None => Vec::new(),
         };
+
+        let Shape { batch, heads, q_len, kv_len, .. } = problem.shape;
+        let [out, lse] = self.results(problem.shape).map(|axes| sizes(&axes));
         let mut tensors = vec![("out", out, answer.out), ("lse", lse, answer.lse)];
         for (name, matrix) in [("weights", answer.weights), ("scores", answer.scores)] {
             tensors.extend(matrix.map(|data| (name, sizes(&[batch, heads, q_len, kv_len]), data)));
         }
+        tensors.extend(gradients);
         tensors.extend(contents.cache());
         write(output, &tensors)
+    }
+
+    /// Axes of out and of lse.
+    pub(crate) fn results(&self, shape: Shape) -> [Vec<u32>; 2] {
+        let Shape { batch, heads, q_len, v_head_dim, .. } = shape;
+        match self.axes {
+            Axes::Bhsd => [vec![batch, heads, q_len, v_head_dim], vec![batch, heads, q_len]],
+            Axes::Bshd => [vec![batch, q_len, heads, v_head_dim], vec![batch, heads, q_len]],
+            Axes::Thd => [vec![q_len, heads, v_head_dim], vec![heads, q_len]],
+        }
     }
 
     /// The storage type on the device.
@@ -152,6 +159,11 @@ fn refer(problem: &Problem, inputs: &Inputs<'_>) -> Result<Answer> {
         }
     }
     Ok(answer)
+}
+
+/// Axes, as a file counts them.
+pub(crate) fn sizes(axes: &[u32]) -> Vec<usize> {
+    axes.iter().map(|n| *n as usize).collect()
 }
 
 pub(crate) fn round_into(to: &mut [f32], from: &[f64]) {

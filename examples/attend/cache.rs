@@ -1,10 +1,10 @@
 //! A cache that grows by new rows before attention.
 
 use crate::Result;
-use crate::answer::{Machines, round_into};
+use crate::answer::{Machines, round_into, sizes};
 use crate::keys::Keys;
 use crate::options::{Backend, Call};
-use crate::tensors::{Contents, Tensor};
+use crate::tensors::{Contents, Tensor, Written};
 use wgpu_attention::{Append, AppendInputs, Problem, Strides, reference};
 
 /// What is appended to a cache, and where.
@@ -53,13 +53,12 @@ impl Cache {
 
 impl Contents {
     /// The cache, as it is written back.
-    pub(crate) fn cache(self) -> Vec<(&'static str, Vec<usize>, Vec<f32>)> {
+    pub(crate) fn cache(self) -> Vec<Written> {
         if !matches!(self.keys, Keys::Cache(_)) {
             return Vec::new();
         }
-        let shape = |tensor: &Tensor<f32>| tensor.shape.iter().map(|n| *n as usize).collect();
         let caches = [self.k, self.v];
-        caches.into_iter().map(|tensor| (tensor.name, shape(&tensor), tensor.data)).collect()
+        caches.into_iter().map(|tensor| (tensor.name, sizes(&tensor.shape), tensor.data)).collect()
     }
 }
 

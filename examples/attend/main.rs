@@ -4,6 +4,7 @@
 
 mod answer;
 mod cache;
+mod gradients;
 mod keys;
 mod merge;
 mod options;

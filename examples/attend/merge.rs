@@ -1,7 +1,7 @@
 //! Partial results into one.
 
 use crate::Result;
-use crate::answer::{Machines, round_into};
+use crate::answer::{Machines, round_into, sizes};
 use crate::options::{Axes, Backend, Call};
 use crate::tensors::{Parts, round, write};
 use wgpu_attention::{Algorithm, Merge, Shape, Strides, reference};
@@ -42,7 +42,6 @@ impl Call {
                 machines.run(self.backend, |runner| runner.merge(&merge, out_parts, lse_parts))?;
             (merged.out, merged.lse.unwrap_or_default())
         };
-        let sizes = |axes: &[u32]| axes.iter().map(|n| *n as usize).collect::<Vec<_>>();
         write(
             output,
             &[("out", sizes(&[len, heads, dim]), out), ("lse", sizes(&[len, heads]), lse)],

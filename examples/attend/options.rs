@@ -185,10 +185,6 @@ impl Call {
     }
 }
 
-pub(crate) fn unsupported(what: &str) -> String {
-    format!("{what} is not supported yet")
-}
-
 fn next(option: &str, rest: &mut impl Iterator<Item = String>) -> Result<String> {
     rest.next().ok_or_else(|| format!("{option} needs a value"))
 }

@@ -8,7 +8,8 @@ use crate::tensors::{Contents, Tensor};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use wgpu_attention::{
-    Diagonal, Pages, Problem, Rotary, RotaryEmbedding, RotaryInputs, Shape, Strides, reference,
+    DType, Diagonal, Pages, Problem, Rotary, RotaryEmbedding, RotaryInputs, Shape, Strides,
+    reference,
 };
 
 /// Neighbouring rows of one sequence.
@@ -123,6 +124,45 @@ impl Call {
         machines: &mut Machines,
     ) -> Result<()> {
         let Some(rotary) = self.rotary_of(contents) else { return Ok(()) };
+        let [queries, mut keys] = self.rows(problem, contents);
+        if let Some(pages) = problem.pages {
+            (keys, problem.pages) = contents.own_pages(pages);
+        }
+        let s = problem.shape;
+        let turning = Turning { call: self, rotary, dim: s.head_dim, dtype: problem.dtype };
+        let Contents { q, k, keys: kind, cos, sin, .. } = contents;
+        let (Some(cos), Some(sin)) = (cos, sin) else { return Ok(()) };
+        let tables = [&cos.data[..], &sin.data];
+        turning.turn(&mut q.data, (problem.q, s.heads), queries, tables, machines)?;
+        if !matches!(kind, Keys::Cache(_)) {
+            turning.turn(&mut k.data, (problem.k, s.kv_heads), keys, tables, machines)?;
+        }
+        Ok(())
+    }
+
+    /// Turns gradients of turned queries and keys into those of queries and keys as they were: a rotation's transpose is
+    /// that by the opposite angle.
+    pub(crate) fn turn_back(
+        &self,
+        problem: &Problem,
+        contents: &Contents,
+        [d_q, d_k]: [&mut [f32]; 2],
+        machines: &mut Machines,
+    ) -> Result<()> {
+        let Some(rotary) = self.rotary_of(contents) else { return Ok(()) };
+        let (Some(cos), Some(sin)) = (&contents.cos, &contents.sin) else { return Ok(()) };
+        let [queries, keys] = self.rows(problem, contents);
+        let back: Vec<f32> = sin.data.iter().map(|x| -x).collect();
+        let tables = [&cos.data[..], &back];
+        let s = problem.shape;
+        // They are rounded already.
+        let turning = Turning { call: self, rotary, dim: s.head_dim, dtype: DType::F32 };
+        turning.turn(d_q, (problem.q, s.heads), queries, tables, machines)?;
+        turning.turn(d_k, (problem.k, s.kv_heads), keys, tables, machines)
+    }
+
+    /// Rows of q and of k that sequences have, and their positions.
+    fn rows(&self, problem: &Problem, contents: &Contents) -> [Vec<Rows>; 2] {
         let (mut queries, mut keys) = (Vec::new(), Vec::new());
         for (b, sequence) in self.sequences(problem, contents).enumerate() {
             let first = self.first_pos(contents, b, &sequence);
@@ -132,19 +172,7 @@ impl Call {
             queries.push(Rows { outer, rows: q, pos });
             keys.push(Rows { outer, rows: kv, pos: 0 });
         }
-        if let Some(pages) = problem.pages {
-            (keys, problem.pages) = contents.own_pages(pages);
-        }
-        let s = problem.shape;
-        let turning = Turning { call: self, rotary, problem };
-        let Contents { q, k, keys: kind, cos, sin, .. } = contents;
-        let (Some(cos), Some(sin)) = (cos, sin) else { return Ok(()) };
-        let tables = [&cos.data[..], &sin.data];
-        turning.turn(&mut q.data, (problem.q, s.heads), queries, tables, machines)?;
-        if !matches!(kind, Keys::Cache(_)) {
-            turning.turn(&mut k.data, (problem.k, s.kv_heads), keys, tables, machines)?;
-        }
-        Ok(())
+        [queries, keys]
     }
 }
 
@@ -196,7 +224,8 @@ impl Contents {
 struct Turning<'a> {
     call: &'a Call,
     rotary: Rotary,
-    problem: &'a Problem,
+    dim: u32,
+    dtype: DType,
 }
 
 impl Turning<'_> {
@@ -209,7 +238,7 @@ impl Turning<'_> {
         [cos, sin]: [&[f32]; 2],
         machines: &mut Machines,
     ) -> Result<()> {
-        let (dim, dtype) = (self.problem.shape.head_dim, self.problem.dtype);
+        let Turning { dim, dtype, .. } = *self;
         let mut by_len = BTreeMap::<u32, Vec<Rows>>::new();
         for rows in all.into_iter().filter(|rows| !rows.rows.is_empty()) {
             by_len.entry(rows.rows.end - rows.rows.start).or_default().push(rows);

@@ -2,7 +2,6 @@
 
 use crate::Result;
 use crate::keys::Keys;
-use crate::options::unsupported;
 use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -28,6 +27,10 @@ pub(crate) struct Contents {
     pub(crate) keep: Option<Tensor<bool>>,
     pub(crate) cos: Option<Tensor<f32>>,
     pub(crate) sin: Option<Tensor<f32>>,
+    /// Gradient of out.
+    pub(crate) d_out: Option<Tensor<f32>>,
+    /// Gradient of lse.
+    pub(crate) d_lse: Option<Tensor<f32>>,
 }
 
 /// A tensor in host memory.
@@ -39,8 +42,11 @@ pub(crate) struct Tensor<T> {
     pub(crate) data: Vec<T>,
 }
 
+/// Name, axes and data of a tensor to write.
+pub(crate) type Written = (&'static str, Vec<usize>, Vec<f32>);
+
 /// What a file may hold wherever its keys and values come from.
-const READ: [&str; 13] = [
+const READ: [&str; 15] = [
     "q",
     "mask",
     "bias",
@@ -54,10 +60,9 @@ const READ: [&str; 13] = [
     "keep",
     "cos",
     "sin",
+    "d_out",
+    "d_lse",
 ];
-
-/// Tensors that a file may hold, but nothing reads yet.
-const LATER: [&str; 2] = ["d_out", "d_lse"];
 
 pub(crate) const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
 
@@ -65,9 +70,6 @@ impl Contents {
     pub(crate) fn read(file: &SafeTensors<'_>) -> Result<Self> {
         let names = names(file);
         for name in &names {
-            if LATER.contains(name) {
-                return Err(unsupported(&format!("tensor {name}")));
-            }
             if !READ.contains(name) && !Keys::has(name) {
                 return Err(format!("tensor {name} is unknown"));
             }
@@ -92,13 +94,16 @@ impl Contents {
             keep: Tensor::read(file, "keep", &[Dtype::BOOL], truth_values)?,
             cos: floats("cos", &[Dtype::F32])?,
             sin: floats("sin", &[Dtype::F32])?,
+            d_out: floats("d_out", &FLOATS)?,
+            d_lse: floats("d_lse", &[Dtype::F32])?,
             keys,
         })
     }
 
-    /// Rounds queries, keys and values to a storage type.
+    /// Rounds queries, keys, values and the gradient of out to a storage type.
     pub(crate) fn round(&mut self, dtype: DType) {
-        for tensor in [&mut self.q, &mut self.k, &mut self.v] {
+        let tensors = [&mut self.q, &mut self.k, &mut self.v].into_iter().chain(&mut self.d_out);
+        for tensor in tensors {
             round(&mut tensor.data, dtype);
         }
         if let Keys::Cache(cache) = &mut self.keys {
@@ -124,7 +129,7 @@ impl Parts {
             return Ok(None);
         }
         for name in names {
-            if READ.contains(&name) || LATER.contains(&name) || Keys::has(name) {
+            if READ.contains(&name) || Keys::has(name) {
                 return Err(format!("tensor {name} does not go with partial results"));
             }
             if !PARTS.contains(&name) {

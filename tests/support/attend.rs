@@ -40,7 +40,8 @@ pub(crate) fn reproduce(case: &Case, from: &str) -> String {
     format!("cargo run --release --example attend -- {}{path} out.safetensors", options(case))
 }
 
-fn options(case: &Case) -> String {
+/// The options that ask for a case.
+pub(crate) fn options(case: &Case) -> String {
     let p = &case.problem;
     let mut text = String::new();
     let mut add = |option: String| text.push_str(&format!("{option} "));
@@ -87,8 +88,8 @@ fn options(case: &Case) -> String {
     text
 }
 
-/// `None` where a tensor is laid out as no file has it.
-fn tensors(case: &Case) -> Option<Vec<Tensor>> {
+/// The inputs of a case; `None` where a tensor is laid out as no file has it.
+pub(crate) fn tensors(case: &Case) -> Option<Vec<Tensor>> {
     let (p, inputs) = (&case.problem, case.tensors(0));
     let s = p.shape;
     let floats = |data: &[f32]| data.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();

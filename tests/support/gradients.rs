@@ -2,7 +2,7 @@
 
 use super::At;
 use super::case::{Case, Tensors, extent, positions, rounded, rows, start};
-use super::emulation::Place;
+use super::emulation::{self, Place};
 use super::judge::{FLOOR, error};
 use super::random::Random;
 use wgpu_attention::{Backward, BackwardInputs, Gradients, Pairs, Problem, Strides, reference};
@@ -64,6 +64,14 @@ impl Given {
         }
         let d_out = rounded(d_out, problem.out_dtype);
         Self { out, lse, d_out, d_lse: if backward.d_lse { d_lse } else { Vec::new() } }
+    }
+
+    /// The same, but out and lse are the plain formula's in f32: what gradients start from where they follow a forward
+    /// pass that no one corrects.
+    pub(crate) fn after_forward(backward: &Backward, tensors: &Tensors, draw: u64) -> Self {
+        let forward = emulation::forward(&backward.problem, tensors);
+        let lse = forward.lse.expect("of every row");
+        Self { out: forward.out, lse, ..Self::of(backward, tensors, draw) }
     }
 
     pub(crate) fn inputs(&self) -> BackwardInputs<'_> {
@@ -180,9 +188,18 @@ struct Wanted {
 impl Answer {
     /// For the case's own inputs, draw 0; of a small one, errors of further draws count too.
     pub(crate) fn of(case: &Case, backward: &Backward) -> (Self, Tensors, Given) {
+        Self::from(case, backward, Given::of)
+    }
+
+    /// The same, from what `given` says of a draw.
+    pub(crate) fn from(
+        case: &Case,
+        backward: &Backward,
+        given: fn(&Backward, &Tensors, u64) -> Given,
+    ) -> (Self, Tensors, Given) {
         let draw = |draw: u64| {
             let tensors = case.tensors(draw);
-            let given = Given::of(backward, &tensors, draw);
+            let given = given(backward, &tensors, draw);
             (Self::for_inputs(case.to_string(), backward, &tensors, &given), tensors, given)
         };
         let s = backward.problem.tensor_shape();
