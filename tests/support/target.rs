@@ -3,7 +3,7 @@
 use super::case::Tensors;
 use super::emulation::Got;
 use super::gradients::Given;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 use wgpu_attention::{
     Algorithm, Backward, Checks, DeviceClass, DropoutMask, Error, Gradients, Problem, Runner,
     RunnerOptions, wgpu,
@@ -111,15 +111,53 @@ impl Target {
     }
 }
 
+/// Devices that tests which run at once share: a software driver compiles one kernel at a time for each.
+const DEVICES: usize = 2;
+
+/// For each class, and for each of its devices.
+type Runners = [[OnceLock<Runner>; DEVICES]; DeviceClass::ALL.len()];
+
+#[allow(clippy::declare_interior_mutable_const, reason = "what statics start from")]
+const NONE: Runners = [const { [const { OnceLock::new() }; DEVICES] }; DeviceClass::ALL.len()];
+
+/// How many threads use each device.
+static USERS: Mutex<[u32; DEVICES]> = Mutex::new([0; DEVICES]);
+
+/// The device that a thread uses until it ends: the one with the fewest users.
+struct Seat(usize);
+
+thread_local! {
+    static SEAT: Seat = {
+        let mut users = USERS.lock().expect("alive");
+        let seat = (0..DEVICES).min_by_key(|index| users[*index]).expect("some");
+        users[seat] += 1;
+        Seat(seat)
+    };
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        USERS.lock().expect("alive")[self.0] -= 1;
+    }
+}
+
+/// This thread's runner of a class.
+fn seated(
+    runners: &'static Runners,
+    class: DeviceClass,
+    make: impl FnOnce() -> Runner,
+) -> &'static Runner {
+    let at = DeviceClass::ALL.iter().position(|other| *other == class).expect("a class");
+    runners[at][SEAT.with(|seat| seat.0)].get_or_init(make)
+}
+
 /// A GPU, or a software GPU, with tiles of this class: never the CPU path.
 ///
 /// # Panics
 /// If there is none: a test that needs a GPU fails without one, it is not skipped.
 pub(crate) fn runner(class: DeviceClass) -> &'static Runner {
-    static RUNNERS: [OnceLock<Runner>; DeviceClass::ALL.len()] =
-        [const { OnceLock::new() }; DeviceClass::ALL.len()];
-    let at = DeviceClass::ALL.iter().position(|other| *other == class).expect("a class");
-    RUNNERS[at].get_or_init(|| {
+    static RUNNERS: Runners = NONE;
+    seated(&RUNNERS, class, || {
         let runner = Runner::with_options(options(class)).expect("a GPU or a software GPU");
         // Shown with a failure: machines have drivers that nobody thinks of.
         let info = runner.adapter_info().expect("a GPU");
@@ -129,10 +167,8 @@ pub(crate) fn runner(class: DeviceClass) -> &'static Runner {
 }
 
 fn tight(class: DeviceClass) -> &'static Runner {
-    static HARDWARE: OnceLock<Runner> = OnceLock::new();
-    static SOFTWARE: OnceLock<Runner> = OnceLock::new();
-    let cell = if class == DeviceClass::Hardware { &HARDWARE } else { &SOFTWARE };
-    cell.get_or_init(|| {
+    static RUNNERS: Runners = NONE;
+    seated(&RUNNERS, class, || {
         let mut options = options(class);
         options.limits = Some(wgpu::Limits {
             max_storage_buffer_binding_size: TIGHT_BYTES,
