@@ -1,7 +1,6 @@
 // token = where logits are greatest, the first such place.
-// One workgroup owns it all. Expects: THREADS, COLS, logits, take. Provides: Params, argmax_kernel.
-struct Params { rows: u32 }
-
+// One workgroup owns it all. Expects: COLS, logits, token. Provides: argmax_kernel.
+const THREADS: u32 = 256u;
 var<workgroup> best: array<f32, THREADS>;
 var<workgroup> place: array<u32, THREADS>;
 
@@ -25,5 +24,5 @@ fn argmax_kernel(@builtin(local_invocation_index) lane: u32) {
         }
         workgroupBarrier();
     }
-    if lane == 0u { take(place[0]); }
+    if lane == 0u { token[0] = place[0]; }
 }

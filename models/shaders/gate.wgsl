@@ -1,6 +1,6 @@
 // out = silu(g) * u, where x is a row's g and u side by side, and silu(g) = g / (1 + exp(-g)): the middle of SwiGLU.
-// One workgroup owns a row of COLS. Expects: THREADS, COLS, x, out. Provides: Params, gate_kernel.
-struct Params { rows: u32 }
+// One workgroup owns a row of COLS. Expects: COLS, x, out. Provides: gate_kernel.
+const THREADS: u32 = 64u;
 
 @compute @workgroup_size(THREADS)
 fn gate_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

@@ -2,9 +2,7 @@
 // results an invocation, in registers; chunks of 16 k in workgroup memory, rows padded against bank conflicts.
 // One workgroup owns 128 rows x 64 outputs.
 // Expects: ROWS (outputs), COLS (inputs, a multiple of 32), x, out, weight4, with_bias, finished.
-// Provides: Params, linear_tile_kernel.
-struct Params { rows: u32 }
-
+// Provides: linear_tile_kernel.
 const BLOCK_M: u32 = 128u;
 const BLOCK_N: u32 = 64u;
 const EACH_M: u32 = 8u;
@@ -17,13 +15,14 @@ var<workgroup> w_tile: array<vec4<f32>, BLOCK_N * PITCH>;
 
 @compute @workgroup_size(THREADS)
 fn linear_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let rows = arrayLength(&x) * 4u / COLS;
     let m_first = group.x * BLOCK_M + lane / ACROSS * EACH_M;
     let n_first = group.y * BLOCK_N + lane % ACROSS;
     var sums: array<vec4<f32>, EACH_M>;
     for (var k = 0u; k < COLS; k += 4u * CHUNK4) {
         workgroupBarrier();
         for (var i = lane; i < BLOCK_M * CHUNK4; i += THREADS) {
-            let m = min(group.x * BLOCK_M + i / CHUNK4, params.rows - 1u);
+            let m = min(group.x * BLOCK_M + i / CHUNK4, rows - 1u);
             x_tile[i / CHUNK4 * PITCH + i % CHUNK4] = x[(m * COLS + k) / 4u + i % CHUNK4];
         }
         for (var i = lane; i < BLOCK_N * CHUNK4; i += THREADS) {
@@ -46,7 +45,7 @@ fn linear_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_in
         for (var c = 0u; c < 4u; c++) {
             let n = n_first + c * ACROSS;
             let at = (m_first + r) * ROWS + n;
-            if m_first + r < params.rows && n < ROWS { out[at] = finished(with_bias(sums[r][c], n), at); }
+            if m_first + r < rows && n < ROWS { out[at] = finished(with_bias(sums[r][c], n), at); }
         }
     }
 }

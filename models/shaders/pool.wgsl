@@ -1,11 +1,12 @@
 // out = mean / |mean| of the rows of a sequence: the embedding of a sentence.
-// One workgroup owns a sequence. Expects: THREADS, COLS, x, lens, out, total. Provides: Params, pool_kernel.
-struct Params { seq_len: u32 }
+// One workgroup owns a sequence. Expects: COLS, x, lens, out, total. Provides: pool_kernel.
+const THREADS: u32 = 64u;
 
 @compute @workgroup_size(THREADS)
 fn pool_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let len = clamp(lens[group.x], 1u, params.seq_len);
-    let first = group.x * params.seq_len * COLS;
+    let seq_len = arrayLength(&x) / COLS / arrayLength(&lens);
+    let len = clamp(lens[group.x], 1u, seq_len);
+    let first = group.x * seq_len * COLS;
     var squares = 0.0;
     for (var i = lane; i < COLS; i += THREADS) {
         var sum = 0.0;

@@ -3,9 +3,7 @@
 // of its products and of its x.
 // One workgroup owns 32 outputs.
 // Expects: ROWS (outputs), COLS (inputs, a multiple of 32), x, out, range, code4, with_bias, finished.
-// Provides: Params, row_lane_kernel.
-struct Params { rows: u32 }
-
+// Provides: row_lane_kernel.
 @compute @workgroup_size(32)
 fn row_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32,
                    @builtin(num_workgroups) groups: vec3<u32>) {

@@ -1,9 +1,7 @@
 // out[n] = finished(sum over k of x[k] * w[n, k] + bias[n]): a layer of one row, as hardware likes it. Weights are read
 // once, neighbours by neighbouring invocations.
 // One workgroup owns TEAMS outputs, a team of 16 invocations each.
-// Expects: ROWS (outputs), COLS (inputs), x, out, weight4, with_bias, finished. Provides: Params, row_team_kernel.
-struct Params { rows: u32 }
-
+// Expects: ROWS (outputs), COLS (inputs), x, out, weight4, with_bias, finished. Provides: row_team_kernel.
 const TEAM: u32 = 16u;
 const TEAMS: u32 = 8u;
 var<workgroup> sums: array<f32, TEAM * TEAMS>;

@@ -2,9 +2,8 @@
 // How probable a token must be is found by halving what its f32 bits may be, as bits of positive numbers are in their
 // order: no sorting. Random numbers are a hash of seed and step.
 // One workgroup owns it all, an invocation a range of tokens. Overwrites logits.
-// Expects: THREADS, COLS, logits, step, take, total, greatest. Provides: Params, sample_kernel.
-struct Params { inverse_temperature: f32, top_p: f32, seed: u32 }
-
+// Expects: COLS, INVERSE_TEMPERATURE, TOP_P, SEED, logits, step, token, total, greatest. Provides: sample_kernel.
+const THREADS: u32 = 256u;
 const EACH: u32 = (COLS + THREADS - 1u) / THREADS;
 var<workgroup> masses: array<f32, THREADS>;
 
@@ -24,11 +23,11 @@ fn sample_kernel(@builtin(local_invocation_index) lane: u32) {
     most = greatest(lane, most);
     var sum = 0.0;
     for (var i = first; i < end; i++) {
-        let p = exp((logits[i] - most) * params.inverse_temperature);
+        let p = exp((logits[i] - most) * INVERSE_TEMPERATURE);
         logits[i] = p;
         sum += p;
     }
-    let wanted = total(lane, sum) * params.top_p;
+    let wanted = total(lane, sum) * TOP_P;
 
     // Tokens as probable as `low` have enough together, those as probable as `high` have not.
     var low = 0u;
@@ -50,7 +49,7 @@ fn sample_kernel(@builtin(local_invocation_index) lane: u32) {
     if lane == 0u {
         var all = 0.0;
         for (var i = 0u; i < THREADS; i++) { all += masses[i]; }
-        var left = f32(hash(params.seed ^ hash(step[0])) >> 8u) * 0x1p-24f * all;
+        var left = f32(hash(SEED ^ hash(step[0])) >> 8u) * 0x1p-24f * all;
         var range = 0u;
         for (var i = 0u; i < THREADS; i++) {
             if masses[i] == 0.0 { continue; }
@@ -67,6 +66,6 @@ fn sample_kernel(@builtin(local_invocation_index) lane: u32) {
                 if left < 0.0 { break; }
             }
         }
-        take(choice);
+        token[0] = choice;
     }
 }

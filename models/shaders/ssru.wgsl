@@ -1,7 +1,7 @@
 // state = f * state + (1 - f) * c, out += max(state, 0), where x is a row's candidate c and gate side by side, and
 // f = 1 / (1 + exp(-gate)): the simpler simple recurrent unit, one token.
-// One workgroup owns it all. Expects: THREADS, COLS, x, state, out. Provides: Params, ssru_kernel.
-struct Params { rows: u32 }
+// One workgroup owns it all. Expects: COLS, x, state, out. Provides: ssru_kernel.
+const THREADS: u32 = 64u;
 
 @compute @workgroup_size(THREADS)
 fn ssru_kernel(@builtin(local_invocation_index) lane: u32) {

@@ -1,20 +1,18 @@
 //! Turns of a conversation, in the words that a model was taught to expect around them.
 
 use crate::error::Error;
-use crate::llama::Llama;
-use crate::machine::Machine;
-use crate::op::Sampling;
-use crate::session::Session;
+use crate::llama::{Decoder, Llama};
+use crate::program::Sampling;
 use std::time::{Duration, Instant};
 
 /// What SmolLM2's template says where nothing else is said.
 pub const SYSTEM: &str = "You are a helpful AI assistant named SmolLM, trained by Hugging Face";
 
 /// A conversation under way.
-#[derive(Debug)]
 pub struct Chat<'a> {
     model: &'a Llama,
-    session: Session<'a>,
+    /// What was read and written so far.
+    pub decoder: Decoder<'a>,
     /// What has to be read before the next turn.
     pending: Vec<u32>,
     marks: [u32; 2],
@@ -57,21 +55,15 @@ impl<'a> Chat<'a> {
     /// The model knows no turns, or the machine cannot.
     pub fn new(
         model: &'a Llama,
-        machine: &'a Machine,
         context: usize,
         sampling: Sampling,
         system: &str,
     ) -> Result<Self, Error> {
         let marks = [model.text.token("<|im_start|>")?, model.text.token("<|im_end|>")?];
-        let session = Session::new(model, machine, context, sampling)?;
-        let mut chat = Self { model, session, pending: Vec::new(), marks };
+        let decoder = Decoder::new(model, context, sampling)?;
+        let mut chat = Self { model, decoder, pending: Vec::new(), marks };
         chat.say("system", system)?;
         Ok(chat)
-    }
-
-    /// What runs for every new token, and the rest.
-    pub fn session(&self) -> &Session<'a> {
-        &self.session
     }
 
     /// Someone's turn: `<|im_start|>who`, a new line, what they say, `<|im_end|>`, a new line.
@@ -101,7 +93,7 @@ impl<'a> Chat<'a> {
         let mut timing = Timing { read: self.pending.len(), ..Timing::default() };
         let (begin, pending) = (Instant::now(), std::mem::take(&mut self.pending));
         let go_on = std::cell::RefCell::new(&mut piece);
-        let first = self.session.read(&pending, || (*go_on.borrow_mut())(""))?;
+        let first = self.decoder.read(&pending, || (*go_on.borrow_mut())(""))?;
         timing.reading = begin.elapsed();
         let (begin, mut tokens, mut shown) = (Instant::now(), Vec::new(), 0);
         let mut next = first;
@@ -112,11 +104,11 @@ impl<'a> Chat<'a> {
             let whole = !text.ends_with('\u{fffd}');
             let new = text.get(shown..).filter(|_| whole).unwrap_or("");
             shown += new.len();
-            timing.full = self.session.room() == 0;
+            timing.full = self.decoder.room() == 0;
             if !piece(new) || tokens.len() >= most || timing.full {
                 break;
             }
-            next = Some(self.session.advance()?);
+            next = Some(self.decoder.advance()?);
         }
         timing.written = tokens.len();
         timing.writing = begin.elapsed();

@@ -1,116 +1,42 @@
-//! Operations on the CPU: attention and rotary embedding by the library's CPU path, products by `gemm`.
+//! Operations on the CPU, as the kernels under `shaders/` define them; products by the `gemm` crate.
 
-use crate::error::Error;
-use crate::op::{Finish, Op, Positions, Sampling};
-use crate::product::product;
-use crate::tensor::{Stored, Tensor, Weights};
-use wgpu_attention::{Append, Inputs, Problem, RotaryInputs, Runner};
+use crate::program::{Finish, Sampling};
+use gemm::{Parallelism, gemm};
+use rayon::prelude::*;
+use wgpu_attention::Append;
 
-/// One operation.
-pub(crate) fn run(op: &Op, runner: &Runner) -> Result<(), Error> {
-    match op {
-        Op::Embed { tokens, table, factor, positions, out } => {
-            embed(tokens, table, *factor, positions.as_ref(), out);
-        }
-        Op::Linear { x, w, bias, finish, out } => {
-            let bias = bias.as_ref().map(Tensor::numbers);
-            linear(&x.numbers(), w, bias.as_deref(), *finish, &mut out.numbers_mut());
-        }
-        Op::Norm { x, scale, bias, epsilon, out } => {
-            let bias = bias.as_ref().map(Tensor::numbers);
-            let (x, scale, mut out) = (x.numbers(), scale.numbers(), out.numbers_mut());
-            for (x, out) in x.chunks(scale.len()).zip(out.chunks_mut(scale.len())) {
-                norm(x, &scale, bias.as_deref(), *epsilon, out);
-            }
-        }
-        Op::Gate { x, out, width } => {
-            let (x, mut out) = (x.numbers(), out.numbers_mut());
-            for (x, out) in x.chunks(2 * width).zip(out.chunks_mut(*width)) {
-                let (gate, up) = x.split_at(*width);
-                for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                    *out = gate / (1.0 + (-gate).min(80.0).exp()) * up;
-                }
-            }
-        }
-        Op::Ssru { x, state, out } => {
-            let (x, mut state, mut out) = (x.numbers(), state.numbers_mut(), out.numbers_mut());
-            let (candidate, gate) = x.split_at(out.len());
-            for (i, out) in out.iter_mut().enumerate() {
-                let forget = 1.0 / (1.0 + (-gate[i]).clamp(-80.0, 80.0).exp());
-                state[i] = forget.mul_add(state[i] - candidate[i], candidate[i]);
-                *out += state[i].max(0.0);
-            }
-        }
-        Op::Rotate { embedding, x, pos_offsets, tables: [cos, sin], out } => {
-            let (x, cos, sin) = (x.numbers(), cos.numbers(), sin.numbers());
-            let offsets = pos_offsets.words();
-            let inputs =
-                RotaryInputs { x: &x, cos: &cos, sin: &sin, pos_offsets: &offsets, new_lens: &[] };
-            let turned = runner.rotary_embedding(embedding, &inputs).map_err(Error::device)?;
-            out.numbers_mut()[..turned.len()].copy_from_slice(&turned);
-        }
-        Op::Append { append, new, cache, kv_lens, status } => {
-            self::append(append, new, cache, kv_lens, status);
-        }
-        Op::Attend { problem, qkv, q_lens, kv_lens, weights, out } => {
-            let lens = [q_lens.as_ref(), kv_lens.as_ref()];
-            attend(runner, problem, qkv, lens, weights.as_ref(), out)?;
-        }
-        Op::Pool { x, lens, seq_len, out } => {
-            let (x, lens, mut out) = (x.numbers(), lens.words(), out.numbers_mut());
-            let width = out.len() / lens.len();
-            let sequences = x.chunks(seq_len * width).zip(lens.iter());
-            for ((x, len), out) in sequences.zip(out.chunks_mut(width)) {
-                let rows = x.chunks(width).take((*len).max(1) as usize);
-                out.fill(0.0);
-                rows.for_each(|row| out.iter_mut().zip(row).for_each(|(out, x)| *out += x));
-                let length = out.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
-                out.iter_mut().for_each(|out| *out /= length);
-            }
-        }
-        Op::Choose { logits, sampling, step, token } => {
-            let mut step = step.words_mut();
-            let choice = choose(&mut logits.numbers_mut(), *sampling, step[0]);
-            token.words_mut()[0] = choice;
-            step[0] += 1;
-        }
-    }
-    Ok(())
-}
+/// Outputs of a task of one row.
+const OUTPUTS: usize = 64;
 
-fn stored(w: &Weights) -> &[f32] {
-    let Stored::Cpu(weights) = &w.stored else { unreachable!("weights of another machine") };
-    weights
-}
-
-fn embed(
-    tokens: &Tensor,
-    table: &Weights,
-    factor: f32,
-    positions: Option<&Positions>,
-    out: &Tensor,
-) {
-    let (tokens, width, mut out) = (tokens.words(), table.cols, out.numbers_mut());
-    let rows = stored(table).chunks_exact(width);
+pub(crate) fn embed(tokens: &[u32], table: &[f32], width: usize, factor: f32, out: &mut [f32]) {
+    let rows = table.chunks_exact(width);
     for (token, out) in tokens.iter().zip(out.chunks_mut(width)) {
         match rows.clone().nth(*token as usize) {
             Some(row) => out.iter_mut().zip(row).for_each(|(out, x)| *out = factor * x),
             None => out.fill(0.0),
         }
     }
-    let Some(Positions { table, start, seq_len }) = positions else { return };
-    let (table, start) = (table.numbers(), start.words()[0] as usize);
-    let last = table.len() / width - 1;
-    for (row, out) in out.chunks_mut(width).enumerate() {
-        let position = (start.min(last) + row % seq_len).min(last);
-        let position = &table[position * width..][..width];
-        out.iter_mut().zip(position).for_each(|(out, x)| *out += x);
+}
+
+/// A position past the last is the last.
+pub(crate) fn add_places(places: &[f32], positions: &[u32], width: usize, out: &mut [f32]) {
+    for (position, out) in positions.iter().zip(out.chunks_mut(width)) {
+        let first = (*position as usize * width).min(places.len() - width);
+        out.iter_mut().zip(&places[first..]).for_each(|(out, x)| *out += x);
     }
 }
 
-fn linear(x: &[f32], w: &Weights, bias: Option<&[f32]>, finish: Finish, out: &mut [f32]) {
-    let mut sums = product(x, stored(w), w.cols);
-    for (sums, out) in sums.chunks_mut(w.rows).zip(out.chunks_mut(w.rows)) {
+pub(crate) fn linear(
+    x: &[f32],
+    w: &[f32],
+    inputs: usize,
+    bias: Option<&[f32]>,
+    finish: Finish,
+    out: &mut [f32],
+) {
+    let mut sums = product(x, w, inputs);
+    let outputs = w.len() / inputs;
+    for (sums, out) in sums.chunks_mut(outputs).zip(out.chunks_mut(outputs)) {
         if let Some(bias) = bias {
             sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
         }
@@ -125,88 +51,115 @@ fn linear(x: &[f32], w: &Weights, bias: Option<&[f32]>, finish: Finish, out: &mu
     }
 }
 
+/// `[rows, outputs]`: `x w^T` of x `[rows, inputs]` and w `[outputs, inputs]`.
+#[allow(unsafe_code, reason = "gemm takes pointers")]
+#[rustfmt::skip] // One line of arguments, not nineteen.
+fn product(x: &[f32], w: &[f32], inputs: usize) -> Vec<f32> {
+    let (rows, outputs) = (x.len() / inputs, w.len() / inputs);
+    assert!(x.len() == rows * inputs && w.len() == outputs * inputs);
+    let mut out = vec![0.0; rows * outputs];
+    if rows == 1 {
+        let tasks = out.par_chunks_mut(OUTPUTS).zip(w.par_chunks(OUTPUTS * inputs));
+        tasks.for_each(|(out, w)| {
+            out.iter_mut().zip(w.chunks(inputs)).for_each(|(out, w)| *out = dot(x, w));
+        });
+        return out;
+    }
+    let [x_pitch, w_pitch, out_pitch] = [inputs, inputs, outputs].map(usize::cast_signed);
+    let (to, x, w) = (out.as_mut_ptr(), x.as_ptr(), w.as_ptr());
+    let threads = Parallelism::Rayon(0);
+    // SAFETY: out is `[rows, outputs]`, x `[rows, inputs]`, w transposed `[inputs, outputs]`: what the strides reach
+    // lies in the slices, as just asserted, and out is borrowed by nobody else.
+    unsafe {
+        gemm(
+            rows, outputs, inputs, to, 1, out_pitch, false, x, 1, x_pitch, w, w_pitch, 1, 0.0, 1.0,
+            false, false, false, threads,
+        );
+    }
+    out
+}
+
+/// In sixteen sums, which compilers keep in registers side by side.
+fn dot(x: &[f32], w: &[f32]) -> f32 {
+    let mut sums = [0.0; 16];
+    for (x, w) in x.as_chunks::<16>().0.iter().zip(w.as_chunks::<16>().0) {
+        for i in 0..16 {
+            sums[i] += x[i] * w[i];
+        }
+    }
+    sums.iter().sum()
+}
+
 /// With the error function of Abramowitz and Stegun 7.1.26, as `finish/gelu.wgsl` has it.
 fn gelu(y: f32) -> f32 {
     let x = y * std::f32::consts::FRAC_1_SQRT_2;
-    let t = 1.0 / 0.327_591_1_f32.mul_add(x.abs(), 1.0);
+    let t = 1.0 / (0.327_591_1 * x.abs() + 1.0);
     let factors = [1.061_405_4_f32, -1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6];
-    let poly = factors.into_iter().reduce(|sum, factor| sum.mul_add(t, factor)).unwrap_or(0.0) * t;
+    let poly = factors.into_iter().fold(0.0, |sum, factor| sum * t + factor) * t;
     let erf = (1.0 - poly * (-x * x).exp()).copysign(x);
     0.5 * y * (1.0 + erf)
 }
 
-fn norm(x: &[f32], scale: &[f32], bias: Option<&[f32]>, epsilon: f32, out: &mut [f32]) {
-    let count = x.len() as f32;
-    let mean = bias.map_or(0.0, |_| x.iter().sum::<f32>() / count);
-    let variance = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / count;
-    let factor = (variance + epsilon).sqrt().recip();
-    for (i, out) in out.iter_mut().enumerate() {
-        *out = (x[i] - mean) * factor * scale[i] + bias.map_or(0.0, |bias| bias[i]);
-    }
-}
-
-/// As the library's own, of one sequence: the whole or nothing.
-fn append(
-    append: &Append,
-    [k_new, v_new]: &[Tensor; 2],
-    [k, v]: &[Tensor; 2],
-    kv_lens: &Tensor,
-    status: &Tensor,
-) {
-    let (mut lens, mut status) = (kv_lens.words_mut(), status.words_mut());
-    let room =
-        if append.counted { lens[0] } else { append.capacity - lens[0].min(append.capacity) };
-    if !append.counted {
-        status[0] = append.new_len.saturating_sub(room);
-    }
-    if status[0] > 0 || room < append.new_len {
-        return;
-    }
-    let first = lens[0] - if append.counted { append.new_len } else { 0 };
-    for (new, cache, from, to, dim) in [
-        (k_new, k, append.k_new, append.k, append.head_dim),
-        (v_new, v, append.v_new, append.v, append.v_head_dim),
-    ] {
-        let (new, mut cache) = (new.numbers(), cache.numbers_mut());
-        for row in 0..append.new_len {
-            for head in 0..append.kv_heads {
-                let at = |head_stride: u64, row_stride: u64, row: u32| {
-                    let index = head_stride * u64::from(head) + row_stride * u64::from(row);
-                    usize::try_from(index).expect("within a tensor")
-                };
-                let source = &new[at(from.head, from.row, row)..][..dim as usize];
-                let target = at(to.head, to.row, first + row);
-                cache[target..][..dim as usize].copy_from_slice(source);
-            }
+pub(crate) fn norm(x: &[f32], scale: &[f32], bias: Option<&[f32]>, epsilon: f32, out: &mut [f32]) {
+    let (width, count) = (scale.len(), scale.len() as f32);
+    for (x, out) in x.chunks(width).zip(out.chunks_mut(width)) {
+        let mean = bias.map_or(0.0, |_| x.iter().sum::<f32>() / count);
+        let variance = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / count;
+        let factor = (variance + epsilon).sqrt().recip();
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = (x[i] - mean) * factor * scale[i] + bias.map_or(0.0, |bias| bias[i]);
         }
     }
-    if !append.counted {
-        lens[0] += append.new_len;
+}
+
+fn logistic(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).clamp(-80.0, 80.0).exp())
+}
+
+pub(crate) fn gate(x: &[f32], width: usize, out: &mut [f32]) {
+    for (x, out) in x.chunks(2 * width).zip(out.chunks_mut(width)) {
+        let (gate, up) = x.split_at(width);
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            *out = gate * logistic(*gate) * up;
+        }
     }
 }
 
-fn attend(
-    runner: &Runner,
-    problem: &Problem,
-    [q, k, v]: &[Tensor; 3],
-    [q_lens, kv_lens]: [Option<&Tensor>; 2],
-    weights: Option<&Tensor>,
-    out: &Tensor,
-) -> Result<(), Error> {
-    let (q, k, v) = (q.numbers(), k.numbers(), v.numbers());
-    let (q_lens, kv_lens) = (q_lens.map(Tensor::words), kv_lens.map(Tensor::words));
-    let inputs = Inputs::new(&q, &k, &v)
-        .q_lens(q_lens.as_deref().unwrap_or(&[]))
-        .kv_lens(kv_lens.as_deref().unwrap_or(&[]));
-    let outputs = runner.forward(problem, &inputs).map_err(Error::device)?;
-    out.numbers_mut()[..outputs.out.len()].copy_from_slice(&outputs.out);
-    if let (Some(tensor), Some(weights)) = (weights, outputs.weights) {
-        tensor.numbers_mut()[..weights.len()].copy_from_slice(&weights);
+pub(crate) fn ssru(x: &[f32], state: &mut [f32], out: &mut [f32]) {
+    let (candidate, gate) = x.split_at(out.len());
+    for (i, out) in out.iter_mut().enumerate() {
+        state[i] = logistic(gate[i]) * (state[i] - candidate[i]) + candidate[i];
+        *out += state[i].max(0.0);
     }
-    Ok(())
 }
 
-fn choose(logits: &mut [f32], sampling: Sampling, step: u32) -> u32 {
+pub(crate) fn pool(x: &[f32], lens: &[u32], out: &mut [f32]) {
+    let (width, sequence) = (out.len() / lens.len(), x.len() / lens.len());
+    for ((x, len), out) in x.chunks(sequence).zip(lens).zip(out.chunks_mut(width)) {
+        out.fill(0.0);
+        for row in x.chunks(width).take((*len).max(1) as usize) {
+            out.iter_mut().zip(row).for_each(|(out, x)| *out += x);
+        }
+        let length = out.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
+        out.iter_mut().for_each(|out| *out /= length);
+    }
+}
+
+/// Keys and values as the last rows of `kv_len`; heads of a row lie side by side.
+pub(crate) fn append(append: &Append, new: [&[f32]; 2], caches: [&mut [f32]; 2], kv_len: usize) {
+    let width = (append.kv_heads * append.head_dim) as usize;
+    let first = kv_len - append.new_len as usize;
+    for ((new, cache), pitch) in
+        new.into_iter().zip(caches).zip([append.k_new.row, append.v_new.row])
+    {
+        let rows = new.chunks(usize::try_from(pitch).expect("within a tensor"));
+        for (row, to) in rows.zip(cache.chunks_mut(width).skip(first)) {
+            to.copy_from_slice(&row[..width]);
+        }
+    }
+}
+
+pub(crate) fn choose(logits: &mut [f32], sampling: Sampling, step: u32) -> u32 {
     let mut choice = 0;
     match sampling {
         Sampling::Greedy => {

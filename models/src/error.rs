@@ -9,21 +9,21 @@ pub enum Error {
     /// The command line is wrong.
     #[error("{0}")]
     Usage(String),
-    /// A file is missing.
-    #[error("no {what} in {folder}: models/fetch.sh gets one", folder = .folder.display())]
-    Missing {
-        /// What was looked for.
-        what: &'static str,
-        /// Where.
-        folder: PathBuf,
-    },
-    /// A file is not what it should be.
-    #[error("{path}: {what}", path = .path.display())]
-    File {
-        /// Which.
+    /// A file is missing: which, and where it was looked for.
+    #[error("no {0} in {folder}: models/fetch.sh gets one", folder = .1.display())]
+    Missing(&'static str, PathBuf),
+    /// A file is not what it should be, and why.
+    #[error("{path}: {1}", path = .0.display())]
+    File(PathBuf, String),
+    /// A file holds a model of another architecture.
+    #[error("{path}: is of architecture {found}, not {wanted}", path = .path.display())]
+    Architecture {
+        /// Which file.
         path: PathBuf,
-        /// Why.
-        what: String,
+        /// What it names.
+        found: String,
+        /// What was looked for.
+        wanted: &'static str,
     },
     /// A text is longer than a model's context.
     #[error("{tokens} tokens are more than the context of {context} holds")]
@@ -41,7 +41,7 @@ pub enum Error {
 impl Error {
     /// Something about a file.
     pub fn file(path: &Path, what: impl ToString) -> Self {
-        Self::File { path: path.to_owned(), what: what.to_string() }
+        Self::File(path.to_owned(), what.to_string())
     }
 
     /// Something about the device.

@@ -1,280 +1,109 @@
-//! GGUF files: metadata with the tokenizer, and tensors, of which those in 4 or 8 bits stay what they are.
+//! GGUF files: metadata with the tokenizer, and tensors.
 
-use crate::error::Error;
-use crate::files;
-use crate::matrix::{BLOCK, Codes, Matrix};
-use crate::reader::{Cut, Reader};
-use half::f16;
+use crate::checkpoint::{Kind, Parsed, Stored};
+use crate::reader::{Read, bytes, next, text, u32, u64};
+use serde_json::{Map, Value};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 
-/// One file.
-#[derive(Debug)]
-pub struct Gguf {
-    /// Where it lies.
-    pub path: PathBuf,
-    metadata: HashMap<String, Value>,
-    tensors: HashMap<String, Info>,
-    bytes: Vec<u8>,
-    /// Where the tensors start in `bytes`.
-    start: usize,
-}
+/// GGUF's names of settings, and the hub's.
+const SETTINGS: [(&str, &str); 11] = [
+    ("general.architecture", "model_type"),
+    ("llama.embedding_length", "hidden_size"),
+    ("llama.feed_forward_length", "intermediate_size"),
+    ("llama.block_count", "num_hidden_layers"),
+    ("llama.attention.head_count", "num_attention_heads"),
+    ("llama.attention.head_count_kv", "num_key_value_heads"),
+    ("llama.rope.dimension_count", "head_dim"),
+    ("llama.rope.freq_base", "rope_theta"),
+    ("llama.vocab_size", "vocab_size"),
+    ("llama.context_length", "max_position_embeddings"),
+    ("llama.attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+];
 
-/// A value of the metadata.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Value {
-    /// Any integer, and booleans; negative ones as their two's complement.
-    Integer(u64),
-    /// Either float.
-    Number(f64),
-    /// A string.
-    Text(String),
-    /// An array.
-    List(Vec<Self>),
-}
+/// Parts of GGUF's names of tensors, and the hub's; a name may have several.
+const TENSORS: [(&str, &str); 13] = [
+    ("blk.", "model.layers."),
+    ("token_embd", "model.embed_tokens"),
+    ("attn_norm", "input_layernorm"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+    ("output_norm", "model.norm"),
+    ("output.", "lm_head."),
+];
 
-/// Where a tensor lies.
-#[derive(Clone, Debug)]
-struct Info {
-    /// Innermost first.
-    dims: Vec<u64>,
-    kind: u32,
-    offset: u64,
-}
-
-/// Types of tensors, by the numbers that files give them.
-const F32: u32 = 0;
-const F16: u32 = 1;
-const Q4_0: u32 = 2;
-const Q4_1: u32 = 3;
-const Q8_0: u32 = 8;
-
-impl Gguf {
-    /// Reads a file.
-    ///
-    /// # Errors
-    /// It is no GGUF file of version 2 or 3, or cut.
-    pub fn open(path: &Path) -> Result<Self, Error> {
-        let bytes = files::read(path)?;
-        let mut reader = Reader::new(&bytes);
-        let parsed = parse(&mut reader).map_err(|Cut| Error::file(path, "is cut, or no GGUF"))?;
-        let (metadata, tensors) = parsed.map_err(|what| Error::file(path, what))?;
-        let alignment = match metadata.get("general.alignment") {
-            Some(Value::Integer(n)) if (1..=1 << 16).contains(n) => *n,
-            None => 32,
-            _ => return Err(Error::file(path, "general.alignment is no alignment")),
-        };
-        let start = (reader.read as u64).next_multiple_of(alignment);
-        let start = usize::try_from(start).unwrap_or(usize::MAX);
-        Ok(Self { path: path.to_owned(), metadata, tensors, bytes, start })
+/// Version 2 or 3. However many values and tensors there are said to be, each takes some of the bytes.
+pub(crate) fn parse(file: &[u8]) -> Parsed {
+    let rest = &mut &*file;
+    if bytes(rest, 4)? != b"GGUF" {
+        return Err("is no GGUF file".to_owned());
     }
-
-    /// A value of the metadata.
-    pub fn get(&self, key: &str) -> Option<&Value> {
-        self.metadata.get(key)
-    }
-
-    /// A text.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn text(&self, key: &str) -> Result<&str, Error> {
-        match self.get(key) {
-            Some(Value::Text(text)) => Ok(text),
-            _ => Err(Error::file(&self.path, format!("names no {key}"))),
-        }
-    }
-
-    /// A size.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn size(&self, key: &str) -> Result<usize, Error> {
-        let value = match self.get(key) {
-            Some(Value::Integer(value)) => Some(*value),
-            _ => None,
-        };
-        files::checked_size(value, key, &self.path)
-    }
-
-    /// A number.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn number(&self, key: &str) -> Result<f64, Error> {
-        match self.get(key) {
-            Some(Value::Number(number)) => Ok(*number),
-            _ => Err(Error::file(&self.path, format!("names no {key}"))),
-        }
-    }
-
-    /// A list.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn list(&self, key: &str) -> Result<&[Value], Error> {
-        match self.get(key) {
-            Some(Value::List(list)) => Ok(list),
-            _ => Err(Error::file(&self.path, format!("names no {key}"))),
-        }
-    }
-
-    /// Whether there is a tensor of this name.
-    pub fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
-    }
-
-    /// A tensor's type and bytes, where it has this shape, outermost first.
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<(u32, &[u8]), Error> {
-        let wrong = |what: String| Error::file(&self.path, what);
-        let info = self.tensors.get(name).ok_or_else(|| wrong(format!("has no {name}")))?;
-        if !info.dims.iter().rev().eq(shape.iter().map(|n| *n as u64).collect::<Vec<_>>().iter()) {
-            return Err(wrong(format!("{name} is {:?} from inside, not {shape:?}", info.dims)));
-        }
-        let (block, bytes) = match info.kind {
-            F32 => (1, 4),
-            F16 => (1, 2),
-            Q4_0 => (32, 18),
-            Q4_1 => (32, 20),
-            Q8_0 => (32, 34),
-            other => return Err(wrong(format!("{name} is of type {other}: not known"))),
-        };
-        let columns = shape.last().copied().unwrap_or(0);
-        if !columns.is_multiple_of(block) {
-            return Err(wrong(format!("{name} has no whole blocks")));
-        }
-        let elements = shape.iter().try_fold(1_usize, |product, n| product.checked_mul(*n));
-        let len = elements.and_then(|n| (n / block).checked_mul(bytes));
-        let first = usize::try_from(info.offset).ok().and_then(|at| at.checked_add(self.start));
-        let range = first.zip(len).and_then(|(first, len)| Some(first..first.checked_add(len)?));
-        let bytes = range.and_then(|range| self.bytes.get(range));
-        Ok((info.kind, bytes.ok_or_else(|| wrong(format!("{name} is cut")))?))
-    }
-
-    /// A vector as f32.
-    ///
-    /// # Errors
-    /// It is missing, cut, of another length, or not of f32.
-    pub fn numbers(&self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
-        match self.tensor(name, &[len])? {
-            (F32, bytes) => Ok(floats(bytes)),
-            (other, _) => Err(Error::file(&self.path, format!("{name} is of type {other}"))),
-        }
-    }
-
-    /// A matrix: blocks exactly, floats in 16 bits.
-    ///
-    /// # Errors
-    /// It is missing, cut, of another shape or an unknown type.
-    pub fn matrix(&self, name: &str, [rows, cols]: [usize; 2]) -> Result<Matrix, Error> {
-        if !cols.is_multiple_of(BLOCK) {
-            let what = format!("{name} has {cols} columns: no multiple of {BLOCK}");
-            return Err(Error::file(&self.path, what));
-        }
-        let (kind, bytes) = self.tensor(name, &[rows, cols])?;
-        let half = |bytes: &[u8]| f16::from_le_bytes([bytes[0], bytes[1]]);
-        let halves = || bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b));
-        let (mut codes, mut ranges) = (Vec::new(), Vec::new());
-        match kind {
-            F32 => return Ok(Matrix::rounded(rows, cols, &floats(bytes))),
-            F16 => return Ok(Matrix::new(rows, cols, Codes::F16(halves().collect()))),
-            Q8_0 => {
-                for block in bytes.chunks_exact(34) {
-                    ranges.push([half(block), f16::ZERO]);
-                    codes.extend(block[2..].iter().map(|code| code.cast_signed()));
-                }
-            }
-            Q4_0 => {
-                for block in bytes.chunks_exact(18) {
-                    ranges.push([half(block), f16::ZERO]);
-                    codes.extend(nibbles(&block[2..]).map(|code| code - 8));
-                }
-            }
-            _ => {
-                for block in bytes.chunks_exact(20) {
-                    ranges.push([half(block), half(&block[2..])]);
-                    codes.extend(nibbles(&block[4..]));
-                }
-            }
-        }
-        Ok(Matrix::new(rows, cols, Codes::Blocks { codes, ranges }))
-    }
-}
-
-/// Of a block of 32: the first half in the low bits, the second in the high ones.
-fn nibbles(bytes: &[u8]) -> impl Iterator<Item = i8> {
-    let (low, high) = (bytes.iter().map(|both| both & 15), bytes.iter().map(|both| both >> 4));
-    low.chain(high).map(u8::cast_signed)
-}
-
-fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
-}
-
-type Parsed = (HashMap<String, Value>, HashMap<String, Info>);
-
-/// The inner result: why it cannot be understood.
-fn parse(reader: &mut Reader<'_>) -> Result<Result<Parsed, String>, Cut> {
-    if reader.bytes(4)? != b"GGUF" {
-        return Ok(Err("is no GGUF file".to_owned()));
-    }
-    let version = reader.u32()?;
+    let version = u32(rest)?;
     if !(2..=3).contains(&version) {
-        return Ok(Err(format!("is of GGUF version {version}, not 2 or 3")));
+        return Err(format!("is of GGUF version {version}, not 2 or 3"));
     }
-    let (tensor_count, value_count) = (reader.u64()?, reader.u64()?);
-    let (mut metadata, mut tensors) = (HashMap::new(), HashMap::new());
-    // However many there are said to be, each takes some of the bytes.
+    let (tensor_count, value_count) = (u64(rest)?, u64(rest)?);
+    let mut settings = Map::new();
     for _ in 0..value_count {
-        let key = text(reader)?;
-        let kind = reader.u32()?;
-        match value(reader, kind, 0)? {
-            Some(value) => metadata.insert(key, value),
-            None => return Ok(Err(format!("{key} is of type {kind}: not known"))),
-        };
+        let (len, name) = (u64(rest)?, SETTINGS);
+        let key = text(rest, len)?;
+        let kind = u32(rest)?;
+        let key = name.iter().find(|(gguf, _)| *gguf == key).map_or(key, |(_, hub)| (*hub).into());
+        settings.insert(key, value(rest, kind, 0)?);
     }
+    let mut tensors = HashMap::new();
     for _ in 0..tensor_count {
-        let name = text(reader)?;
-        let axes = reader.u32()?;
-        if axes > 4 {
-            return Ok(Err(format!("{name} has {axes} axes")));
-        }
-        let dims = (0..axes).map(|_| reader.u64()).collect::<Result<_, _>>()?;
-        tensors.insert(name, Info { dims, kind: reader.u32()?, offset: reader.u64()? });
+        let len = u64(rest)?;
+        let name =
+            TENSORS.iter().fold(text(rest, len)?, |name, (gguf, hub)| name.replace(gguf, hub));
+        let axes = u32(rest)?;
+        let sizes = (0..axes).map(|_| u64(rest).map(usize::try_from));
+        let sizes = sizes.collect::<Result<Result<Vec<_>, _>, _>>()?;
+        let (kind, first) = (u32(rest)?, u64(rest)?);
+        let kind = match kind {
+            0 => Kind::F32,
+            1 => Kind::F16,
+            3 => Kind::Q4_1,
+            8 => Kind::Q8_0,
+            _ => return Err(format!("{name} is of type {kind}: not known")),
+        };
+        // Innermost first.
+        let shape = sizes.map_err(|error| error.to_string())?.into_iter().rev().collect();
+        tensors.insert(name, Stored { kind, shape, first });
     }
-    Ok(Ok((metadata, tensors)))
+    let alignment = settings.get("general.alignment").map_or(Some(32), Value::as_u64);
+    let alignment = alignment.filter(|n| (1..=1 << 16).contains(n)).ok_or("has no alignment")?;
+    let start = ((file.len() - rest.len()) as u64).next_multiple_of(alignment);
+    tensors.values_mut().for_each(|tensor| tensor.first = tensor.first.saturating_add(start));
+    Ok((settings, tensors))
 }
 
-fn text(reader: &mut Reader<'_>) -> Result<String, Cut> {
-    let len = reader.u64()?;
-    Ok(String::from_utf8_lossy(reader.bytes(len)?).into_owned())
-}
-
-/// `None` of a type that is not known. Lists of lists of lists are not.
-fn value(reader: &mut Reader<'_>, kind: u32, depth: u32) -> Result<Option<Value>, Cut> {
-    Ok(Some(match kind {
-        0 | 7 => Value::Integer(reader.u8()?.into()),
-        1 => Value::Integer(i64::from(reader.u8()?.cast_signed()).cast_unsigned()),
-        2 => Value::Integer(reader.u16()?.into()),
-        3 => Value::Integer(i64::from(reader.u16()?.cast_signed()).cast_unsigned()),
-        4 => Value::Integer(reader.u32()?.into()),
-        5 => Value::Integer(i64::from(reader.u32()?.cast_signed()).cast_unsigned()),
-        6 => Value::Number(reader.f32()?.into()),
-        8 => Value::Text(text(reader)?),
-        9 if depth < 2 => {
-            let (kind, count) = (reader.u32()?, reader.u64()?);
-            let mut list = Vec::new();
-            for _ in 0..count {
-                match value(reader, kind, depth + 1)? {
-                    Some(value) => list.push(value),
-                    None => return Ok(None),
-                }
-            }
-            Value::List(list)
+/// A value of the metadata. Lists of lists of lists are not known.
+fn value(rest: &mut &[u8], kind: u32, depth: u32) -> Read<Value> {
+    Ok(match kind {
+        0 | 7 => u8::from_le_bytes(next(rest)?).into(),
+        1 => i8::from_le_bytes(next(rest)?).into(),
+        2 => u16::from_le_bytes(next(rest)?).into(),
+        3 => i16::from_le_bytes(next(rest)?).into(),
+        4 => u32(rest)?.into(),
+        5 => i32::from_le_bytes(next(rest)?).into(),
+        6 => f32::from_le_bytes(next(rest)?).into(),
+        8 => {
+            let len = u64(rest)?;
+            text(rest, len)?.into()
         }
-        10 | 11 => Value::Integer(reader.u64()?),
-        12 => Value::Number(reader.f64()?),
-        _ => return Ok(None),
-    }))
+        9 if depth < 2 => {
+            let (kind, count) = (u32(rest)?, u64(rest)?);
+            (0..count).map(|_| value(rest, kind, depth + 1)).collect::<Read<Vec<_>>>()?.into()
+        }
+        10 => u64(rest)?.into(),
+        11 => i64::from_le_bytes(next(rest)?).into(),
+        12 => f64::from_le_bytes(next(rest)?).into(),
+        _ => return Err(format!("has a value of type {kind}: not known")),
+    })
 }

@@ -1,25 +1,10 @@
-//! Our own kernels: a value each, compiled once, bound to tensors.
+//! Our own kernels: WGSL text, compiled once, bound to tensors.
 
-use std::collections::HashMap;
+use crate::error::Error;
+use crate::machine::{Machine, Tensor, Weights};
+use crate::matrix::Form;
 use std::fmt::Write as _;
 use wgpu_attention::wgpu;
-
-/// One WGSL entry point, `NAME_kernel`: constants, declarations of what it binds, whole files.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Kernel {
-    pub(crate) name: &'static str,
-    pub(crate) constants: Vec<(&'static str, u32)>,
-    pub(crate) bindings: Vec<Binding>,
-    pub(crate) files: Vec<&'static str>,
-}
-
-/// A storage buffer as WGSL declares it; the uniform `params` is always the first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Binding {
-    pub(crate) name: &'static str,
-    pub(crate) element: &'static str,
-    pub(crate) written: bool,
-}
 
 /// A file under `shaders/`.
 macro_rules! file {
@@ -29,81 +14,88 @@ macro_rules! file {
 }
 pub(crate) use file;
 
-/// A kernel bound to buffers, with its workgroups.
-#[derive(Debug)]
+/// One entry point, `NAME_kernel`: constants, declarations of what it binds, whole files.
+pub(crate) struct Kernel {
+    name: &'static str,
+    text: String,
+    tensors: Vec<Tensor>,
+}
+
+/// A kernel bound to tensors, with its workgroups.
 pub(crate) struct Launch {
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     workgroups: [u32; 2],
 }
 
+/// Workgroups of a dispatch along one axis, at most.
+const MOST: usize = 65_535;
+
 impl Kernel {
     pub(crate) fn new(name: &'static str, files: &[&'static str]) -> Self {
-        let (constants, bindings) = (Vec::new(), Vec::new());
-        Self { name, constants, bindings, files: files.to_vec() }
+        Self { name, text: files.concat(), tensors: Vec::new() }
     }
 
-    pub(crate) fn constant(mut self, name: &'static str, value: usize) -> Self {
-        self.constants.push((name, u32::try_from(value).expect("widths of files are checked")));
+    pub(crate) fn file(mut self, file: &str) -> Self {
+        self.text.push_str(file);
         self
     }
 
-    /// The whole text.
-    pub(crate) fn wgsl(&self) -> String {
-        let mut text = String::new();
-        for (name, value) in &self.constants {
-            let _ = writeln!(text, "const {name}: u32 = {value}u;");
+    pub(crate) fn size(mut self, name: &str, value: usize) -> Self {
+        let _ = writeln!(self.text, "const {name}: u32 = {value}u;");
+        self
+    }
+
+    pub(crate) fn number(mut self, name: &str, value: f32) -> Self {
+        let _ = writeln!(self.text, "const {name}: f32 = {value:?};");
+        self
+    }
+
+    pub(crate) fn read(self, name: &str, element: &str, tensor: &Tensor) -> Self {
+        self.bind(name, "read", element, tensor)
+    }
+
+    pub(crate) fn write(self, name: &str, element: &str, tensor: &Tensor) -> Self {
+        self.bind(name, "read_write", element, tensor)
+    }
+
+    fn bind(mut self, name: &str, access: &str, element: &str, tensor: &Tensor) -> Self {
+        let _ = writeln!(
+            self.text,
+            "@group(0) @binding({}) var<storage, {access}> {name}: array<{element}>;",
+            self.tensors.len()
+        );
+        self.tensors.push(tensor.clone());
+        self
+    }
+
+    /// Binds weights, with the file that reads them.
+    pub(crate) fn weights(self, w: &Weights) -> Self {
+        let sized = self.size("ROWS", w.rows).size("COLS", w.cols);
+        match w.form {
+            Form::F16 => sized.read("w", "vec2<u32>", &w.codes).file(file!("weight/f16")),
+            Form::Blocks => (sized.read("w", "u32", &w.codes).read("ranges", "u32", &w.ranges))
+                .file(file!("weight/blocks")),
+            Form::Rows => (sized.read("w", "u32", &w.codes).read("factors", "f32", &w.ranges))
+                .file(file!("weight/rows")),
         }
-        text.push_str("@group(0) @binding(0) var<uniform> params: Params;\n");
-        for (index, Binding { name, element, written }) in (1..).zip(&self.bindings) {
-            let access = if *written { "read_write" } else { "read" };
-            let _ = writeln!(
-                text,
-                "@group(0) @binding({index}) var<storage, {access}> {name}: array<{element}>;"
-            );
-        }
-        self.files.iter().for_each(|file| text.push_str(file));
-        text
     }
 
     fn compile(&self, device: &wgpu::Device) -> wgpu::ComputePipeline {
-        let label = Some(self.name);
         let descriptor = wgpu::ShaderModuleDescriptor {
-            label,
-            source: wgpu::ShaderSource::Wgsl(self.wgsl().into()),
+            label: Some(self.name),
+            source: wgpu::ShaderSource::Wgsl(self.text.as_str().into()),
         };
-        // SAFETY: the text is this crate's own. Every index is below a length that `gpu.rs` took from the tensors, or
-        // clamped where it comes from a buffer; every loop ends at such a length, and no divisor is 0.
+        // SAFETY: the text is this crate's own. Every index is below a length of what is bound, or clamped where it
+        // comes from a buffer; every loop ends at such a length or a constant, and no divisor is 0.
         #[allow(unsafe_code, reason = "checks that can only cost time")]
         let module = unsafe {
             let checks = wgpu::ShaderRuntimeChecks::unchecked();
             device.create_shader_module_trusted(descriptor, checks)
         };
-        let kind = |written: bool| wgpu::BufferBindingType::Storage { read_only: !written };
-        let kinds = self.bindings.iter().map(|binding| kind(binding.written));
-        let kinds = [wgpu::BufferBindingType::Uniform].into_iter().chain(kinds);
-        let entries: Vec<_> = (0..)
-            .zip(kinds)
-            .map(|(binding, ty)| wgpu::BindGroupLayoutEntry {
-                binding,
-                visibility: wgpu::ShaderStages::COMPUTE,
-                count: None,
-                ty: wgpu::BindingType::Buffer {
-                    ty,
-                    has_dynamic_offset: false,
-                    min_binding_size: None,
-                },
-            })
-            .collect();
-        let entries = wgpu::BindGroupLayoutDescriptor { label, entries: &entries };
-        let layout = wgpu::PipelineLayoutDescriptor {
-            label,
-            bind_group_layouts: &[Some(&device.create_bind_group_layout(&entries))],
-            immediate_size: 0,
-        };
         device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label,
-            layout: Some(&device.create_pipeline_layout(&layout)),
+            label: Some(self.name),
+            layout: None,
             module: &module,
             entry_point: Some(&format!("{}_kernel", self.name)),
             compilation_options: wgpu::PipelineCompilationOptions {
@@ -114,27 +106,22 @@ impl Kernel {
         })
     }
 
-    /// Binds it to buffers, in the order of its bindings.
+    /// Compiles it unless that was done, and binds.
     pub(crate) fn launch(
-        &self,
+        self,
+        machine: &Machine,
         device: &wgpu::Device,
-        pipelines: &mut HashMap<Self, wgpu::ComputePipeline>,
-        params: &[u32],
-        buffers: &[wgpu::BufferSlice<'_>],
-        workgroups: [u32; 2],
-    ) -> Launch {
-        assert_eq!(buffers.len(), self.bindings.len(), "{}", self.name);
-        let compiled = pipelines.get(self).cloned();
-        let pipeline = compiled.unwrap_or_else(|| {
-            let pipeline = self.compile(device);
-            pipelines.insert(self.clone(), pipeline.clone());
-            pipeline
-        });
-        let bytes = bytemuck::cast_slice(params);
-        let params = upload(device, bytes, wgpu::BufferUsages::UNIFORM);
-        let resource = wgpu::BindingResource::Buffer(params.as_entire_buffer_binding());
-        let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource }];
-        for (binding, slice) in (1..).zip(buffers) {
+        workgroups: [usize; 2],
+    ) -> Result<Launch, Error> {
+        if workgroups.iter().any(|n| *n > MOST) {
+            let what = format!("{workgroups:?} workgroups of {}: too many", self.name);
+            return Err(Error::Device(what));
+        }
+        let mut pipelines = machine.pipelines.borrow_mut();
+        let compiled = pipelines.get(&self.text).cloned();
+        let pipeline = compiled.unwrap_or_else(|| self.compile(device));
+        let mut entries = Vec::new();
+        for (binding, slice) in (0..).zip(self.tensors.iter().map(Tensor::slice)) {
             let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                 buffer: slice.buffer(),
                 offset: slice.offset(),
@@ -147,7 +134,9 @@ impl Kernel {
             layout: &pipeline.get_bind_group_layout(0),
             entries: &entries,
         });
-        Launch { pipeline, bind_group, workgroups }
+        pipelines.insert(self.text, pipeline.clone());
+        let workgroups = workgroups.map(|n| u32::try_from(n).expect("at most 65,535"));
+        Ok(Launch { pipeline, bind_group, workgroups })
     }
 }
 
@@ -158,23 +147,4 @@ impl Launch {
         pass.set_bind_group(0, &self.bind_group, &[]);
         pass.dispatch_workgroups(x, y, 1);
     }
-}
-
-/// A buffer that holds `bytes`.
-pub(crate) fn upload(
-    device: &wgpu::Device,
-    bytes: &[u8],
-    usage: wgpu::BufferUsages,
-) -> wgpu::Buffer {
-    let buffer = device.create_buffer(&wgpu::BufferDescriptor {
-        label: Some("weights"),
-        size: (bytes.len() as u64).next_multiple_of(16).max(16),
-        usage,
-        mapped_at_creation: true,
-    });
-    if let Ok(mut view) = buffer.slice(..).get_mapped_range_mut() {
-        view.slice(..bytes.len()).copy_from_slice(bytes);
-    }
-    buffer.unmap();
-    buffer
 }

@@ -1,17 +1,19 @@
 //! Decoders of Llama's kind, such as SmolLM2: a text goes on, token by token.
 
-use crate::bert::narrow;
+use crate::checkpoint::Checkpoint;
+use crate::encoder::narrow;
 use crate::error::Error;
-use crate::files;
-use crate::gguf::Gguf;
-use crate::hub::Hub;
-use crate::machine::Machine;
-use crate::matrix::Matrix;
-use crate::tensor::{Tensor, Weights};
+use crate::machine::{Machine, Tensor};
+use crate::program::{Attention, Finish, Linear, Norm, Program, Sampling};
 use crate::text::Text;
 use serde_json::json;
 use std::path::Path;
-use wgpu_attention::RotaryPairs;
+use wgpu_attention::{
+    Append, Layout, Mask, Problem, Rotary, RotaryEmbedding, RotaryPairs, Shape, Strides,
+};
+
+/// Tokens that are read at once, at most.
+pub const CHUNK: usize = 128;
 
 /// A model on a machine.
 #[derive(Debug)]
@@ -20,44 +22,30 @@ pub struct Llama {
     pub text: Text,
     /// Positions that it was trained for.
     pub context: usize,
-    pub(crate) sizes: Sizes,
-    pub(crate) words: Weights,
-    pub(crate) logits: Weights,
-    pub(crate) norm: Tensor,
-    pub(crate) stack: Vec<Layer>,
-}
-
-/// What a configuration says.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Sizes {
-    pub(crate) width: usize,
-    pub(crate) inner: usize,
-    pub(crate) layers: usize,
-    pub(crate) heads: usize,
-    pub(crate) kv_heads: usize,
-    pub(crate) head_dim: usize,
-    pub(crate) words: usize,
-    pub(crate) epsilon: f32,
-    pub(crate) rotary_base: f64,
-    pub(crate) pairs: RotaryPairs,
+    machine: Machine,
+    width: usize,
+    inner: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    pairs: RotaryPairs,
+    rotary_base: f64,
+    words: Linear,
+    layers: Vec<Layer>,
+    norm: Norm,
+    logits: Linear,
 }
 
 #[derive(Debug)]
-pub(crate) struct Layer {
-    pub(crate) norm: Tensor,
+struct Layer {
+    norm: Norm,
     /// Queries, keys and values, one below the other.
-    pub(crate) qkv: Weights,
-    pub(crate) back: Weights,
-    pub(crate) middle_norm: Tensor,
+    qkv: Linear,
+    back: Linear,
+    middle_norm: Norm,
     /// Gate and up, one below the other.
-    pub(crate) gate: Weights,
-    pub(crate) down: Weights,
-}
-
-/// Where tensors come from, by their names on the hub.
-enum Source<'a> {
-    Gguf(&'a Gguf),
-    Hub(&'a Hub),
+    gate: Linear,
+    down: Linear,
 }
 
 impl Llama {
@@ -66,177 +54,255 @@ impl Llama {
     /// # Errors
     /// There is none, or its files are not what they should be.
     pub fn load(machine: &Machine, folder: &Path) -> Result<Self, Error> {
-        if let Some(path) = files::find(folder, |name| name.ends_with(".gguf"))?.first() {
-            let gguf = Gguf::open(path)?;
-            let text = Text::of(&gguf);
-            return Self::of_gguf(machine, &gguf, text?);
+        let what = "GGUF file or model.safetensors of a language model";
+        let wanted = |name: &str| name.ends_with(".gguf") || name == "model.safetensors";
+        let file = Checkpoint::find(folder, what, wanted, "llama")?;
+        file.expect(&[
+            ("hidden_act", json!("silu")),
+            ("attention_bias", json!(false)),
+            ("rope_scaling", json!(null)),
+        ])?;
+        let (width, inner) = (file.size("hidden_size")?, file.size("intermediate_size")?);
+        let (heads, kv_heads) =
+            (file.size("num_attention_heads")?, file.size("num_key_value_heads")?);
+        let head_dim = width / heads;
+        file.expect(&[("head_dim", json!(head_dim))])?;
+        let fits = heads * head_dim == width && heads.is_multiple_of(kv_heads);
+        if !fits || !width.is_multiple_of(64) || head_dim % 2 != 0 {
+            let what =
+                format!("{heads} heads on {kv_heads} of {head_dim}, {width} wide: do not fit");
+            return Err(file.wrong(what));
         }
-        match Hub::find(folder, "llama")? {
-            Ok(hub) => Self::of_hub(machine, &hub, Text::open(&hub.beside("tokenizer.json"))?),
-            Err(others) if others.is_empty() => {
-                let what = "GGUF file or model.safetensors of a language model";
-                Err(Error::Missing { what, folder: folder.to_owned() })
-            }
-            Err(others) => {
-                let what = format!("has models of {}, none of llama", others.join(", "));
-                Err(Error::file(folder, what))
-            }
-        }
-    }
-
-    /// From a GGUF file, whose queries and keys lie so that pairs of neighbours are turned together.
-    ///
-    /// # Errors
-    /// The file is of another architecture, or not what it should be.
-    pub fn of_gguf(machine: &Machine, gguf: &Gguf, text: Text) -> Result<Self, Error> {
-        let architecture = gguf.text("general.architecture")?;
-        if architecture != "llama" {
-            let what = format!("is of architecture {architecture}, not llama");
-            return Err(Error::file(&gguf.path, what));
-        }
-        let size = |key: &str| gguf.size(&format!("llama.{key}"));
-        let (width, heads) = (size("embedding_length")?, size("attention.head_count")?);
-        let head_dim = size("rope.dimension_count")?;
-        let sizes = Sizes {
-            width,
-            inner: size("feed_forward_length")?,
-            layers: size("block_count")?,
-            heads,
-            kv_heads: size("attention.head_count_kv")?,
-            head_dim,
-            words: size("vocab_size")?,
-            epsilon: narrow(gguf.number("llama.attention.layer_norm_rms_epsilon")?),
-            rotary_base: gguf.number("llama.rope.freq_base")?,
-            pairs: RotaryPairs::Interleaved,
+        let epsilon = file.number("rms_norm_eps")?;
+        let linear = |name: &str, parts: &[(&str, usize)], inputs| {
+            let parts = parts.iter().map(|(part, outputs)| (format!("{name}.{part}"), *outputs));
+            file.linear(machine, &parts.collect::<Vec<_>>(), inputs, false)
         };
-        let context = size("context_length")?;
-        Self::of(machine, &Source::Gguf(gguf), &gguf.path, sizes, context, text)
-    }
-
-    /// From the hub's layout, whose queries and keys are turned in halves.
-    ///
-    /// # Errors
-    /// The model has something that is not known here, or its files are not what they should be.
-    pub fn of_hub(machine: &Machine, hub: &Hub, text: Text) -> Result<Self, Error> {
-        let config = hub.beside("config.json");
-        let found = |key: &str| hub.config.get(key).filter(|value| !value.is_null());
-        for (key, known) in [("hidden_act", json!("silu")), ("attention_bias", json!(false))] {
-            if found(key).is_some_and(|value| *value != known) {
-                return Err(Error::file(&config, format!("{key} is not {known}")));
-            }
-        }
-        if found("rope_scaling").is_some() {
-            return Err(Error::file(&config, "rope_scaling is not known"));
-        }
-        let (width, heads) = (hub.size("hidden_size")?, hub.size("num_attention_heads")?);
-        let sizes = Sizes {
-            width,
-            inner: hub.size("intermediate_size")?,
-            layers: hub.size("num_hidden_layers")?,
-            heads,
-            kv_heads: hub.size("num_key_value_heads")?,
-            head_dim: width / heads,
-            words: hub.size("vocab_size")?,
-            epsilon: narrow(hub.number("rms_norm_eps")?),
-            rotary_base: hub.number("rope_theta")?,
-            pairs: RotaryPairs::HalfSplit,
-        };
-        let context = hub.size("max_position_embeddings")?;
-        Self::of(machine, &Source::Hub(hub), &config, sizes, context, text)
-    }
-
-    fn of(
-        machine: &Machine,
-        source: &Source<'_>,
-        path: &Path,
-        sizes: Sizes,
-        context: usize,
-        text: Text,
-    ) -> Result<Self, Error> {
-        let Sizes { width, inner, heads, kv_heads, head_dim, .. } = sizes;
-        let fits = heads.checked_mul(head_dim) == Some(width) && heads.is_multiple_of(kv_heads);
-        if !fits || !width.is_multiple_of(64) || !inner.is_multiple_of(32) || head_dim % 2 != 0 {
-            let what = format!(
-                "{heads} heads on {kv_heads} of {head_dim}, {width} wide, {inner} inside: do not fit"
-            );
-            return Err(Error::file(path, what));
-        }
-        let norm = |name: &str| machine.tensor(&source.numbers(name, width)?);
-        let layers = |names: &[(&str, usize)], index: usize, inputs: usize| {
-            let parts = names.iter().map(|(name, outputs)| {
-                source.matrix(&format!("model.layers.{index}.{name}.weight"), [*outputs, inputs])
-            });
-            let parts = parts.collect::<Result<Vec<_>, Error>>()?;
-            machine.weights(&Matrix::stacked(&parts).expect("of one width"))
-        };
-        let kv_width = kv_heads * head_dim;
-        let qkv = [("q_proj", width), ("k_proj", kv_width), ("v_proj", kv_width)];
-        let qkv = qkv.map(|(name, outputs)| (format!("self_attn.{name}"), outputs));
-        let qkv = qkv.each_ref().map(|(name, outputs)| (name.as_str(), *outputs));
-        let stack = (0..sizes.layers).map(|index| {
+        let layer = |index: usize| {
+            let name = &format!("model.layers.{index}");
+            let (kv, attention) = (kv_heads * head_dim, format!("{name}.self_attn"));
+            let qkv = [("q_proj", width), ("k_proj", kv), ("v_proj", kv)];
+            let norm =
+                |part: &str| file.norm(machine, &format!("{name}.{part}"), width, (epsilon, false));
             Ok(Layer {
-                norm: norm(&format!("model.layers.{index}.input_layernorm.weight"))?,
-                qkv: layers(&qkv, index, width)?,
-                back: layers(&[("self_attn.o_proj", width)], index, width)?,
-                middle_norm: norm(&format!(
-                    "model.layers.{index}.post_attention_layernorm.weight"
-                ))?,
-                gate: layers(&[("mlp.gate_proj", inner), ("mlp.up_proj", inner)], index, width)?,
-                down: layers(&[("mlp.down_proj", width)], index, inner)?,
+                norm: norm("input_layernorm")?,
+                qkv: linear(&attention, &qkv, width)?,
+                back: linear(&attention, &[("o_proj", width)], width)?,
+                middle_norm: norm("post_attention_layernorm")?,
+                gate: linear(name, &[("mlp.gate_proj", inner), ("mlp.up_proj", inner)], width)?,
+                down: linear(name, &[("mlp.down_proj", width)], inner)?,
             })
-        });
-        let stack = stack.collect::<Result<_, Error>>()?;
-        let words =
-            machine.weights(&source.matrix("model.embed_tokens.weight", [sizes.words, width])?)?;
+        };
+        let layers = (0..file.size("num_hidden_layers")?).map(layer);
+        let table = [("embed_tokens", file.size("vocab_size")?)];
+        let words = linear("model", &table, width)?;
         // Most small models have one matrix for both.
-        let logits = match source.has("lm_head.weight") {
-            true => machine.weights(&source.matrix("lm_head.weight", [sizes.words, width])?)?,
+        let logits = match file.has("lm_head.weight") {
+            true => file.linear(machine, &[("lm_head".to_owned(), table[0].1)], width, false)?,
             false => words.clone(),
         };
-        Ok(Self { text, context, sizes, words, logits, norm: norm("model.norm.weight")?, stack })
+        Ok(Self {
+            text: Text::of(&file)?,
+            context: file.size("max_position_embeddings")?,
+            machine: machine.clone(),
+            width,
+            inner,
+            heads,
+            kv_heads,
+            head_dim,
+            // GGUF stores queries and keys so that neighbours are turned together.
+            pairs: match file.is_gguf() {
+                true => RotaryPairs::Interleaved,
+                false => RotaryPairs::HalfSplit,
+            },
+            rotary_base: file.number("rope_theta")?,
+            words,
+            layers: layers.collect::<Result<_, Error>>()?,
+            norm: file.norm(machine, "model.norm", width, (epsilon, false))?,
+            logits,
+        })
+    }
+
+    fn rotary(&self, capacity: usize) -> Result<Rotary, Error> {
+        Ok(Rotary::new(self.pairs, narrow(self.head_dim)?, narrow(capacity)?))
     }
 }
 
-impl Source<'_> {
-    fn numbers(&self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
-        match self {
-            Self::Gguf(gguf) => gguf.numbers(&gguf_name(name), len),
-            Self::Hub(hub) => hub.numbers(name, &[len]),
-        }
-    }
-
-    fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Matrix, Error> {
-        match self {
-            Self::Gguf(gguf) => gguf.matrix(&gguf_name(name), shape),
-            Self::Hub(hub) => hub.matrix(name, shape),
-        }
-    }
-
-    fn has(&self, name: &str) -> bool {
-        match self {
-            Self::Gguf(gguf) => gguf.has(&gguf_name(name)),
-            Self::Hub(hub) => hub.has(name),
-        }
-    }
+/// A text under way: what a model has read so far, in a cache, and the token that comes next.
+pub struct Decoder<'a> {
+    model: &'a Llama,
+    capacity: usize,
+    /// Tokens in the cache.
+    used: usize,
+    sampling: Sampling,
+    /// Keys and values of each layer, `[capacity, kv_heads, head_dim]`.
+    caches: Vec<[Tensor; 2]>,
+    /// `[1]`: positions that are taken, with those of the tokens that are being read.
+    kv_lens: Tensor,
+    status: Tensor,
+    /// Cosines and sines.
+    tables: [Tensor; 2],
+    /// `[1]`: the token that was chosen last.
+    token: Tensor,
+    logits: Tensor,
+    /// What runs for every new token.
+    pub program: Program,
 }
 
-/// What GGUF files call a tensor of the hub.
-fn gguf_name(name: &str) -> String {
-    [
-        ("model.layers.", "blk."),
-        ("model.embed_tokens", "token_embd"),
-        ("model.norm", "output_norm"),
-        ("lm_head", "output"),
-        ("input_layernorm", "attn_norm"),
-        ("post_attention_layernorm", "ffn_norm"),
-        ("self_attn.o_proj", "attn_output"),
-        ("self_attn.q_proj", "attn_q"),
-        ("self_attn.k_proj", "attn_k"),
-        ("self_attn.v_proj", "attn_v"),
-        ("mlp.gate_proj", "ffn_gate"),
-        ("mlp.up_proj", "ffn_up"),
-        ("mlp.down_proj", "ffn_down"),
-    ]
-    .iter()
-    .fold(name.to_owned(), |name, (hub, gguf)| name.replace(hub, gguf))
+impl<'a> Decoder<'a> {
+    /// An empty text of up to `capacity` tokens.
+    ///
+    /// # Errors
+    /// The model was trained for fewer, or the machine cannot.
+    pub fn new(model: &'a Llama, capacity: usize, sampling: Sampling) -> Result<Self, Error> {
+        if capacity > model.context || capacity == 0 {
+            return Err(Error::Context { tokens: capacity, context: model.context });
+        }
+        let machine = &model.machine;
+        let (cos, sin) = model.rotary(capacity)?.tables(model.rotary_base);
+        let cache = || machine.zeros(capacity * model.kv_heads * model.head_dim);
+        let caches = model.layers.iter().map(|_| Ok([cache()?, cache()?]));
+        let mut decoder = Self {
+            model,
+            capacity,
+            used: 0,
+            sampling,
+            caches: caches.collect::<Result<_, Error>>()?,
+            kv_lens: machine.zeros(1)?,
+            status: machine.zeros(1)?,
+            tables: [machine.tensor(&cos)?, machine.tensor(&sin)?],
+            token: machine.zeros(1)?,
+            logits: machine.zeros(model.logits.w.rows)?,
+            program: Program::new(machine),
+        };
+        decoder.program = decoder.pass(&decoder.token, true)?;
+        Ok(decoder)
+    }
+
+    /// Tokens that there is room for.
+    pub fn room(&self) -> usize {
+        self.capacity - self.used
+    }
+
+    /// Reads tokens and chooses the next. Before each part it asks whether to go on; `None` where not.
+    ///
+    /// # Errors
+    /// There is no room, or the machine cannot.
+    pub fn read(&mut self, tokens: &[u32], go_on: impl Fn() -> bool) -> Result<Option<u32>, Error> {
+        if tokens.len() >= self.room() {
+            let tokens = self.used + tokens.len() + 1;
+            return Err(Error::Context { tokens, context: self.capacity });
+        }
+        let mut next = None;
+        let mut chunks = tokens.chunks(CHUNK).peekable();
+        while let Some(chunk) = chunks.next() {
+            if !go_on() {
+                return Ok(None);
+            }
+            let is_last = chunks.peek().is_none();
+            let program = self.pass(&self.model.machine.tensor(chunk)?, is_last)?;
+            self.take(chunk.len())?;
+            program.run()?;
+            // Waits, so that the next question comes in time.
+            next = Some(self.token()?);
+        }
+        Ok(next)
+    }
+
+    /// Reads the token that was chosen last and chooses the next.
+    ///
+    /// # Errors
+    /// There is no room, or the machine cannot.
+    pub fn advance(&mut self) -> Result<u32, Error> {
+        if self.room() == 0 {
+            return Err(Error::Context { tokens: self.used + 1, context: self.capacity });
+        }
+        self.take(1)?;
+        self.program.run()?;
+        self.token()
+    }
+
+    /// `[vocabulary]`: what the last token was chosen by; nothing of use where it was drawn.
+    ///
+    /// # Errors
+    /// The device was lost.
+    pub fn logits(&self) -> Result<Vec<f32>, Error> {
+        self.model.machine.read(&self.logits)
+    }
+
+    /// So many tokens more are in the cache after the next pass.
+    fn take(&mut self, tokens: usize) -> Result<(), Error> {
+        self.used += tokens;
+        self.model.machine.write(&self.kv_lens, &[narrow(self.used)?]);
+        Ok(())
+    }
+
+    fn token(&self) -> Result<u32, Error> {
+        let token = self.model.machine.read(&self.token)?;
+        token.first().copied().ok_or_else(|| Error::device("nothing came back"))
+    }
+
+    /// The forward pass of tokens and, of the last of a text, the choice of the next.
+    fn pass(&self, tokens: &Tensor, is_last: bool) -> Result<Program, Error> {
+        let (model, rows) = (self.model, tokens.len());
+        let Llama { machine, width, inner, heads, kv_heads, head_dim, .. } = model;
+        let zeros = |columns: usize| machine.zeros(rows * columns);
+        let (q_columns, turned_columns) = (heads * head_dim, (heads + kv_heads) * head_dim);
+        let columns = turned_columns + kv_heads * head_dim;
+        let (stream, normed, attended) = (zeros(*width)?, zeros(*width)?, zeros(*width)?);
+        let (qkv, turned) = (zeros(columns)?, zeros(turned_columns)?);
+        let (gate_up, gated) = (zeros(2 * inner)?, zeros(*inner)?);
+
+        let [h, hk, dim, n] =
+            [narrow(*heads)?, narrow(*kv_heads)?, narrow(*head_dim)?, narrow(rows)?];
+        let side_by_side = |columns: usize| Strides {
+            batch: (rows * columns) as u64,
+            head: dim.into(),
+            row: columns as u64,
+        };
+        let shape = Shape::cross_attention(1, h, n, narrow(self.capacity)?, dim);
+        let problem = Problem::new(shape.with_kv_heads(hk))
+            .layout(Layout::Bshd)
+            .mask(Mask::CAUSAL)
+            .q_strides(side_by_side(turned_columns))
+            .with_lengths(false, true);
+        let append = Append::to_cache_of(&problem)
+            .new_strides(side_by_side(turned_columns), side_by_side(columns))
+            .counted();
+        // Queries and keys are turned together, before keys are appended.
+        let both = Shape::cross_attention(1, h + hk, n, n, dim);
+        let turn = RotaryEmbedding::new(model.rotary(self.capacity)?, both)
+            .x_strides(side_by_side(columns))
+            .out_strides(side_by_side(turned_columns))
+            .counted();
+
+        let mut program = Program::new(machine);
+        program.embed(tokens, (&model.words.w, 1.0), None, &stream)?;
+        for (layer, [k, v]) in model.layers.iter().zip(&self.caches) {
+            program.norm(&stream, &layer.norm, &normed)?;
+            program.linear(&normed, &layer.qkv, Finish::Store, &qkv)?;
+            program.rotate(turn, &qkv, self.tables.each_ref(), &self.kv_lens, &turned)?;
+            let new = [&turned.after(q_columns), &qkv.after(turned_columns)];
+            program.append(append, new, [k, v], [&self.kv_lens, &self.status])?;
+            program.attend(Attention {
+                problem: problem.clone(),
+                qkv: [turned.clone(), k.clone(), v.clone()],
+                lens: [None, Some(self.kv_lens.clone())],
+                weights: None,
+                out: attended.clone(),
+            })?;
+            program.linear(&attended, &layer.back, Finish::Add, &stream)?;
+            program.norm(&stream, &layer.middle_norm, &normed)?;
+            program.linear(&normed, &layer.gate, Finish::Store, &gate_up)?;
+            program.gate(&gate_up, *inner, &gated)?;
+            program.linear(&gated, &layer.down, Finish::Add, &stream)?;
+        }
+        if is_last {
+            let last = machine.zeros(*width)?;
+            program.norm(&stream.after((rows - 1) * width), &model.norm, &last)?;
+            program.linear(&last, &model.logits, Finish::Store, &self.logits)?;
+            program.choose(&self.logits, self.sampling, &self.kv_lens, &self.token)?;
+        }
+        Ok(program)
+    }
 }

@@ -1,13 +1,8 @@
-//! Where models run: a GPU by compute shaders, or the CPU. The same programs run on both.
+//! Where models run: a GPU by compute shaders, or the CPU; and the tensors that lie there.
 
-use crate::cpu;
 use crate::error::Error;
-use crate::gpu::{self, Step};
-use crate::kernel::{Kernel, upload};
-use crate::matrix::{Codes, Matrix};
-use crate::op::Op;
-use crate::tensor::{Place, Stored, Tensor, Weights};
-use std::cell::RefCell;
+use crate::matrix::{Form, Matrix};
+use std::cell::{Ref, RefCell, RefMut};
 use std::collections::HashMap;
 use std::rc::Rc;
 use wgpu_attention::{Download, Runner, RunnerOptions, wgpu};
@@ -25,26 +20,37 @@ pub enum Choice {
     Cpu,
 }
 
-/// A device, and what is compiled for it.
-#[derive(Debug)]
+/// A device, and what is compiled for it. A clone is the same machine.
+#[derive(Clone, Debug)]
 pub struct Machine {
-    runner: Runner,
-    pipelines: RefCell<HashMap<Kernel, wgpu::ComputePipeline>>,
+    pub(crate) runner: Rc<Runner>,
+    /// By their whole text.
+    pub(crate) pipelines: Rc<RefCell<HashMap<String, wgpu::ComputePipeline>>>,
 }
 
-/// Operations made ready for a machine: bound once, run as often as is wanted.
-#[derive(Debug)]
-pub struct Program {
-    ops: Vec<Op>,
-    /// Of a GPU.
-    steps: Vec<Step>,
+/// 32-bit words of one type, f32 or u32, or a view of some of them. A clone is the same memory.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    place: Place,
+    first: usize,
+    len: usize,
 }
 
-impl Program {
-    /// What it runs.
-    pub fn ops(&self) -> &[Op] {
-        &self.ops
-    }
+#[derive(Clone, Debug)]
+enum Place {
+    Gpu(wgpu::Buffer),
+    Cpu(Rc<RefCell<Vec<u32>>>),
+}
+
+/// A matrix of weights, `[rows, cols]`, in the form that the machine multiplies with: as it is stored on a GPU, f32 on the
+/// CPU.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) form: Form,
+    pub(crate) codes: Tensor,
+    pub(crate) ranges: Tensor,
 }
 
 impl Machine {
@@ -55,16 +61,15 @@ impl Machine {
     pub fn new(choice: Choice) -> Result<Self, Error> {
         let mut options = RunnerOptions::default();
         (options.software, options.gpu_only) = (choice == Choice::Gpu, choice == Choice::Gpu);
-        let runner = match choice {
-            Choice::Cpu => Runner::cpu(),
-            _ => Runner::with_options(options).map_err(Error::device)?,
-        };
-        Ok(Self::of(runner))
+        match choice {
+            Choice::Cpu => Ok(Self::of(Runner::cpu())),
+            _ => Runner::with_options(options).map(Self::of).map_err(Error::device),
+        }
     }
 
     /// The machine that a runner runs on.
     pub fn of(runner: Runner) -> Self {
-        Self { runner, pipelines: RefCell::default() }
+        Self { runner: Rc::new(runner), pipelines: Rc::default() }
     }
 
     /// What it is called.
@@ -72,36 +77,42 @@ impl Machine {
         self.runner.adapter_info().map_or_else(|| "the CPU".to_owned(), |info| info.name)
     }
 
-    /// The library's runner on the same device.
-    pub fn runner(&self) -> &Runner {
-        &self.runner
-    }
-
-    fn device(&self) -> Option<(&wgpu::Device, &wgpu::Queue)> {
-        self.runner.device().map(|(device, queue, _)| (device, queue))
-    }
-
     /// So many words, all 0.
     ///
     /// # Errors
     /// They do not fit the device.
     pub fn zeros(&self, len: usize) -> Result<Tensor, Error> {
-        let place = match self.device() {
-            Some((device, _)) => Place::Gpu(buffer(device, len as u64 * 4)?),
+        let place = match self.runner.device() {
+            Some((device, ..)) => Place::Gpu(buffer(device, len, &[])?),
             None => Place::Cpu(Rc::new(RefCell::new(vec![0; len]))),
         };
         Ok(Tensor { place, first: 0, len })
     }
 
-    /// These numbers or words.
+    /// These numbers; bytes are filled up to words.
     ///
     /// # Errors
     /// As [`zeros`](Self::zeros).
     pub fn tensor<T: bytemuck::Pod>(&self, values: &[T]) -> Result<Tensor, Error> {
-        assert!(size_of::<T>() == 4, "words");
-        let tensor = self.zeros(values.len())?;
-        self.write(&tensor, values);
-        Ok(tensor)
+        let len = size_of_val(values).div_ceil(4);
+        let place = match self.runner.device() {
+            Some((device, ..)) => Place::Gpu(buffer(device, len, bytemuck::cast_slice(values))?),
+            None => Place::Cpu(Rc::new(RefCell::new(bytemuck::pod_collect_to_vec(values)))),
+        };
+        Ok(Tensor { place, first: 0, len })
+    }
+
+    /// Weights in the form that the machine multiplies with.
+    ///
+    /// # Errors
+    /// As [`zeros`](Self::zeros).
+    pub fn weights(&self, matrix: &Matrix) -> Result<Weights, Error> {
+        let Matrix { rows, cols, form, .. } = *matrix;
+        let (codes, ranges) = match self.runner.device() {
+            Some(_) => (self.tensor(&matrix.codes)?, self.tensor(&matrix.ranges)?),
+            None => (self.tensor(&matrix.weights())?, self.zeros(0)?),
+        };
+        Ok(Weights { rows, cols, form, codes, ranges })
     }
 
     /// Writes the first words of a tensor, before the next run.
@@ -111,72 +122,12 @@ impl Machine {
     pub fn write<T: bytemuck::Pod>(&self, tensor: &Tensor, values: &[T]) {
         let bytes = bytemuck::cast_slice(values);
         assert!(bytes.len() <= tensor.len * 4);
-        match (&tensor.place, self.device()) {
-            (Place::Gpu(buffer), Some((_, queue))) => {
+        match (&tensor.place, self.runner.device()) {
+            (Place::Gpu(buffer), Some((_, queue, _))) => {
                 queue.write_buffer(buffer, tensor.first as u64 * 4, bytes);
             }
-            _ => tensor.words_mut()[..values.len()].copy_from_slice(bytemuck::cast_slice(bytes)),
+            _ => tensor.words_mut()[..bytes.len() / 4].copy_from_slice(bytemuck::cast_slice(bytes)),
         }
-    }
-
-    /// Weights in the form that the machine multiplies with: as the matrix has them on a GPU, f32 on the CPU.
-    ///
-    /// # Errors
-    /// As [`zeros`](Self::zeros).
-    pub fn weights(&self, matrix: &Matrix) -> Result<Weights, Error> {
-        let Matrix { rows, cols, .. } = *matrix;
-        let Some((device, _)) = self.device() else {
-            return Ok(Weights { rows, cols, stored: Stored::Cpu(Rc::new(matrix.weights())) });
-        };
-        let usage = wgpu::BufferUsages::STORAGE;
-        let up = |bytes: &[u8]| {
-            check_size(device, bytes.len() as u64)?;
-            Ok::<_, Error>(upload(device, bytes, usage))
-        };
-        let stored = match &matrix.codes {
-            Codes::F16(halves) => Stored::F16(up(bytemuck::cast_slice(halves))?),
-            Codes::Blocks { codes, ranges } => {
-                let ranges = up(bytemuck::cast_slice(ranges))?;
-                Stored::Blocks { codes: up(bytemuck::cast_slice(codes))?, ranges }
-            }
-            Codes::Rows { codes, factors } => {
-                let factors = up(bytemuck::cast_slice(factors))?;
-                Stored::Rows { codes: up(bytemuck::cast_slice(codes))?, factors }
-            }
-        };
-        Ok(Weights { rows, cols, stored })
-    }
-
-    /// Makes operations ready to run.
-    ///
-    /// # Errors
-    /// The library or the device cannot do one of them.
-    pub fn program(&self, ops: Vec<Op>) -> Result<Program, Error> {
-        let steps = match self.runner.device() {
-            Some((device, _, attention)) => {
-                let pipelines = &mut *self.pipelines.borrow_mut();
-                let mut builder = gpu::Builder { device, attention, pipelines };
-                ops.iter().map(|op| builder.step(op)).collect::<Result<_, _>>()?
-            }
-            None => Vec::new(),
-        };
-        Ok(Program { ops, steps })
-    }
-
-    /// Runs a program; on a GPU, returns before it is done.
-    ///
-    /// # Errors
-    /// The CPU path refuses something.
-    pub fn run(&self, program: &Program) -> Result<(), Error> {
-        let Some((device, queue)) = self.device() else {
-            return program.ops.iter().try_for_each(|op| cpu::run(op, &self.runner));
-        };
-        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        program.steps.iter().for_each(|step| step.record(&mut pass));
-        drop(pass);
-        queue.submit([encoder.finish()]);
-        Ok(())
     }
 
     /// What a tensor holds, after all that was run.
@@ -184,7 +135,7 @@ impl Machine {
     /// # Errors
     /// The device was lost.
     pub fn read<T: bytemuck::Pod>(&self, tensor: &Tensor) -> Result<Vec<T>, Error> {
-        let Some((device, queue)) = self.device() else {
+        let Some((device, queue, _)) = self.runner.device() else {
             return Ok(bytemuck::pod_collect_to_vec(&tensor.words()));
         };
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -195,22 +146,64 @@ impl Machine {
     }
 }
 
-fn check_size(device: &wgpu::Device, bytes: u64) -> Result<(), Error> {
-    let limits = device.limits();
-    let most = limits.max_buffer_size.min(limits.max_storage_buffer_binding_size);
-    if bytes > most {
-        return Err(Error::Device(format!("{bytes} bytes at once: the device binds {most}")));
+impl Tensor {
+    /// Its words.
+    #[allow(clippy::len_without_is_empty, reason = "none is empty")]
+    pub fn len(&self) -> usize {
+        self.len
     }
-    Ok(())
+
+    /// All but the first `words`; none past the end.
+    #[must_use]
+    pub fn after(&self, words: usize) -> Self {
+        let words = words.min(self.len);
+        Self { place: self.place.clone(), first: self.first + words, len: self.len - words }
+    }
+
+    pub(crate) fn slice(&self) -> wgpu::BufferSlice<'_> {
+        let Place::Gpu(buffer) = &self.place else { unreachable!("a tensor of another machine") };
+        buffer.slice(self.first as u64 * 4..(self.first + self.len) as u64 * 4)
+    }
+
+    pub(crate) fn words(&self) -> Ref<'_, [u32]> {
+        let Place::Cpu(words) = &self.place else { unreachable!("a tensor of another machine") };
+        Ref::map(words.borrow(), |words| &words[self.first..][..self.len])
+    }
+
+    pub(crate) fn numbers(&self) -> Ref<'_, [f32]> {
+        Ref::map(self.words(), |words| bytemuck::cast_slice(words))
+    }
+
+    pub(crate) fn words_mut(&self) -> RefMut<'_, [u32]> {
+        let Place::Cpu(words) = &self.place else { unreachable!("a tensor of another machine") };
+        RefMut::map(words.borrow_mut(), |words| &mut words[self.first..][..self.len])
+    }
+
+    pub(crate) fn numbers_mut(&self) -> RefMut<'_, [f32]> {
+        RefMut::map(self.words_mut(), |words| bytemuck::cast_slice_mut(words))
+    }
 }
 
-fn buffer(device: &wgpu::Device, size: u64) -> Result<wgpu::Buffer, Error> {
-    check_size(device, size)?;
-    let (storage, from) = (wgpu::BufferUsages::STORAGE, wgpu::BufferUsages::COPY_SRC);
-    Ok(device.create_buffer(&wgpu::BufferDescriptor {
+/// A buffer of `len` words: these, or none and all 0.
+fn buffer(device: &wgpu::Device, len: usize, contents: &[u8]) -> Result<wgpu::Buffer, Error> {
+    let (size, limits) = (len.max(1) as u64 * 4, device.limits());
+    let most = limits.max_buffer_size.min(limits.max_storage_buffer_binding_size);
+    if size > most {
+        return Err(Error::Device(format!("{size} bytes at once: the device binds {most}")));
+    }
+    let buffer = device.create_buffer(&wgpu::BufferDescriptor {
         label: Some("tensor"),
-        size: size.max(4),
-        usage: storage | from | wgpu::BufferUsages::COPY_DST,
-        mapped_at_creation: false,
-    }))
+        size,
+        usage: wgpu::BufferUsages::STORAGE
+            | wgpu::BufferUsages::COPY_SRC
+            | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: !contents.is_empty(),
+    });
+    if !contents.is_empty() {
+        if let Ok(mut view) = buffer.slice(..).get_mapped_range_mut() {
+            view.slice(..contents.len()).copy_from_slice(contents);
+        }
+        buffer.unmap();
+    }
+    Ok(buffer)
 }

@@ -1,153 +1,73 @@
 //! Marian's binary format, version 1: items of f32 or int8, and the settings that the model was trained with.
 
-use crate::error::Error;
-use crate::files;
-use crate::matrix::{BLOCK, Codes, Matrix};
-use crate::reader::{Cut, Reader};
+use crate::checkpoint::{Kind, Parsed, Stored};
+use crate::reader::{bytes, text, u32, u64};
+use serde_json::{Map, Value};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-
-/// One file.
-#[derive(Debug)]
-pub struct Marian {
-    /// Where it lies.
-    pub path: PathBuf,
-    items: HashMap<String, Item>,
-    settings: HashMap<String, String>,
-}
-
-#[derive(Debug)]
-struct Item {
-    kind: u64,
-    shape: Vec<u32>,
-    bytes: Vec<u8>,
-}
 
 /// Types of items, by the numbers that files give them.
 const F32: u64 = 0x404;
 const INT8: u64 = 0x4101;
-const SETTINGS: &str = "special:model.yml";
 
-impl Marian {
-    /// Reads a file.
-    ///
-    /// # Errors
-    /// It is no such file, or cut.
-    pub fn open(path: &Path) -> Result<Self, Error> {
-        let bytes = files::read(path)?;
-        let items = parse(&mut Reader::new(&bytes));
-        let items = items.map_err(|Cut| Error::file(path, "is cut, or no Marian model"))?;
-        let items = items.map_err(|what| Error::file(path, what))?;
-        let text = items.get(SETTINGS).map(|item| String::from_utf8_lossy(&item.bytes));
-        let text = text.ok_or_else(|| Error::file(path, "has no settings"))?;
-        let settings = text.lines().filter_map(|line| line.split_once(": "));
-        let settings = settings.map(|(key, value)| (key.to_owned(), value.trim().to_owned()));
-        Ok(Self { path: path.to_owned(), settings: settings.collect(), items })
+/// However many items there are said to be, each takes some of the bytes.
+pub(crate) fn parse(file: &[u8]) -> Parsed {
+    let rest = &mut &*file;
+    if u64(rest)? != 1 {
+        return Err("is no Marian model of version 1".to_owned());
     }
-
-    /// What the settings say of `key`; empty where nothing.
-    pub fn setting(&self, key: &str) -> &str {
-        self.settings.get(key).map_or("", |value| value.trim_matches('"'))
+    let (count, mut headers, mut names, mut shapes) = (u64(rest)?, vec![], vec![], vec![]);
+    for _ in 0..count {
+        headers.push([u64(rest)?, u64(rest)?, u64(rest)?, u64(rest)?]);
     }
-
-    /// A setting that is a size.
-    ///
-    /// # Errors
-    /// It is none.
-    pub fn size(&self, key: &str) -> Result<usize, Error> {
-        files::checked_size(self.setting(key).parse().ok(), key, &self.path)
+    for [len, ..] in &headers {
+        names.push(text(rest, *len)?.trim_end_matches('\0').to_owned());
     }
-
-    fn item(&self, name: &str, kind: u64, shape: &[usize]) -> Result<&Item, Error> {
-        let wrong = |what: String| Error::file(&self.path, what);
-        let item = self.items.get(name).ok_or_else(|| wrong(format!("has no {name}")))?;
-        if item.kind != kind {
-            return Err(wrong(format!("{name} is of type {:#x}, not {kind:#x}", item.kind)));
+    for [_, _, axes, _] in &headers {
+        let shape = (0..*axes).map(|_| u32(rest).map(|n| n as usize));
+        shapes.push(shape.collect::<Result<Vec<_>, _>>()?);
+    }
+    let padding = u64(rest)?;
+    bytes(rest, padding)?;
+    let (mut settings, mut tensors) = (Map::new(), HashMap::new());
+    for (([_, kind, _, len], name), mut shape) in headers.into_iter().zip(names).zip(shapes) {
+        let first = (file.len() - rest.len()) as u64;
+        let contents = bytes(rest, len)?;
+        let kind = match kind {
+            F32 => Kind::F32,
+            INT8 => Kind::Int8,
+            _ if name == "special:model.yml" => {
+                settings.extend(String::from_utf8_lossy(contents).lines().filter_map(setting));
+                continue;
+            }
+            _ => continue,
+        };
+        if kind == Kind::F32 && shape.first() == Some(&1) {
+            shape.remove(0);
+        } else if name != "Wemb" {
+            // Rows are the outputs of a layer, whatever its shape says.
+            shape.reverse();
         }
-        if !item.shape.iter().map(|n| *n as usize).eq(shape.iter().copied()) {
-            return Err(wrong(format!("{name} is {:?}, not {shape:?}", item.shape)));
-        }
-        Ok(item)
+        tensors.insert(hub_name(&name), Stored { kind, shape, first });
     }
-
-    /// A vector.
-    ///
-    /// # Errors
-    /// It is missing, cut, of another length, or not of f32.
-    pub fn numbers(&self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
-        let item = self.item(name, F32, &[1, len])?;
-        let numbers = item.bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).take(len);
-        let numbers: Vec<f32> = numbers.collect();
-        if numbers.len() < len {
-            return Err(Error::file(&self.path, format!("{name} is cut")));
-        }
-        Ok(numbers)
-    }
-
-    /// The weights of a layer, `[outputs, inputs]`: files name them the other way round.
-    ///
-    /// # Errors
-    /// It is missing, cut, of another shape, or not of int8.
-    pub fn matrix(&self, name: &str, [outputs, inputs]: [usize; 2]) -> Result<Matrix, Error> {
-        self.codes(self.item(name, INT8, &[inputs, outputs])?, name, [outputs, inputs])
-    }
-
-    /// A table, `[tokens, width]`.
-    ///
-    /// # Errors
-    /// As [`matrix`](Self::matrix).
-    pub fn table(&self, name: &str, [rows, cols]: [usize; 2]) -> Result<Matrix, Error> {
-        self.codes(self.item(name, INT8, &[rows, cols])?, name, [rows, cols])
-    }
-
-    /// Row by row, then what the weights were multiplied by before they were rounded.
-    fn codes(&self, item: &Item, name: &str, [rows, cols]: [usize; 2]) -> Result<Matrix, Error> {
-        let wrong = |what: &str| Error::file(&self.path, format!("{name} {what}"));
-        if !cols.is_multiple_of(BLOCK) {
-            return Err(wrong("has no multiple of 32 columns"));
-        }
-        let mut reader = Reader::new(&item.bytes);
-        let codes = reader.bytes(rows as u64 * cols as u64).map_err(|Cut| wrong("is cut"))?;
-        let codes = codes.iter().map(|code| code.cast_signed()).collect();
-        let multiplier = reader.f32().map_err(|Cut| wrong("is cut"))?;
-        if !multiplier.is_finite() || multiplier <= 0.0 {
-            return Err(wrong("has no scale"));
-        }
-        let factors = vec![multiplier.recip(); rows];
-        Ok(Matrix::new(rows, cols, Codes::Rows { codes, factors }))
-    }
+    Ok((settings, tensors))
 }
 
-/// The inner result: why it cannot be understood.
-fn parse(reader: &mut Reader<'_>) -> Result<Result<HashMap<String, Item>, String>, Cut> {
-    let version = reader.u64()?;
-    if version != 1 {
-        return Ok(Err("is no Marian model of version 1".to_owned()));
+/// A line of YAML: a scalar looks the same in JSON, but for bare words.
+fn setting(line: &str) -> Option<(String, Value)> {
+    let (key, value) = line.split_once(": ")?;
+    let key = if key == "type" { "model_type" } else { key };
+    let value = value.trim();
+    Some((key.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
+}
+
+/// `self_Wq` and `self_bq` are weight and bias of a layer, `self_Wo_ln_scale` and `self_Wo_ln_bias` those of a norm.
+fn hub_name(name: &str) -> String {
+    let Some((layer, part)) = name.rsplit_once('_') else { return name.to_owned() };
+    match part.split_at_checked(1) {
+        _ if part == "scale" => format!("{layer}.weight"),
+        _ if part == "bias" => format!("{layer}.bias"),
+        Some(("W", which)) => format!("{layer}_W{which}.weight"),
+        Some(("b", which)) => format!("{layer}_W{which}.bias"),
+        _ => name.to_owned(),
     }
-    let count = reader.u64()?;
-    // However many there are said to be, each takes some of the bytes.
-    let mut headers = Vec::new();
-    for _ in 0..count {
-        headers.push([reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?]);
-    }
-    let mut names = Vec::new();
-    for [len, ..] in &headers {
-        let name = String::from_utf8_lossy(reader.bytes(*len)?).into_owned();
-        names.push(name.trim_end_matches('\0').to_owned());
-    }
-    let mut shapes = Vec::new();
-    for [_, _, axes, _] in &headers {
-        let mut shape = Vec::new();
-        for _ in 0..*axes {
-            shape.push(reader.u32()?);
-        }
-        shapes.push(shape);
-    }
-    let padding = reader.u64()?;
-    reader.bytes(padding)?;
-    let mut items = HashMap::new();
-    for (([_, kind, _, len], name), shape) in headers.into_iter().zip(names).zip(shapes) {
-        items.insert(name, Item { kind, shape, bytes: reader.bytes(len)?.to_vec() });
-    }
-    Ok(Ok(items))
 }

@@ -13,22 +13,22 @@ pub struct Matrix {
     pub rows: usize,
     /// Inputs of a layer, or the width of a table.
     pub cols: usize,
-    pub(crate) codes: Codes,
+    pub(crate) form: Form,
+    /// Little-endian, row by row.
+    pub(crate) codes: Vec<u8>,
+    /// What the codes of a block or a row share.
+    pub(crate) ranges: Vec<u8>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Codes {
-    F16(Vec<f16>),
-    /// `code * scale + minimum`, both of a block of 32 along a row: what `Q8_0` and `Q4_1` are.
-    Blocks {
-        codes: Vec<i8>,
-        ranges: Vec<[f16; 2]>,
-    },
-    /// `code * factor`, one a row: what Marian's int8 is.
-    Rows {
-        codes: Vec<i8>,
-        factors: Vec<f32>,
-    },
+/// How a weight is stored; `shaders/weight/` has a file for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// As f16; no ranges.
+    F16,
+    /// `code * scale + minimum` of i8 codes, both f16 and of a block of 32 along a row: what `Q8_0` and `Q4_1` are.
+    Blocks,
+    /// `code * factor` of i8 codes, an f32 factor a row: what Marian's int8 is.
+    Rows,
 }
 
 impl Matrix {
@@ -37,59 +37,37 @@ impl Matrix {
         assert!(weights.len() == rows * cols && cols.is_multiple_of(BLOCK));
         let mut halves = vec![f16::ZERO; weights.len()];
         halves.convert_from_f32_slice(weights);
-        Self { rows, cols, codes: Codes::F16(halves) }
+        let codes = bytemuck::pod_collect_to_vec(&halves);
+        Self { rows, cols, form: Form::F16, codes, ranges: Vec::new() }
     }
 
-    pub(crate) fn new(rows: usize, cols: usize, codes: Codes) -> Self {
-        Self { rows, cols, codes }
-    }
-
-    /// One below the other, as one matrix; `None` where they differ in width. Of different forms, 16 bits serve all.
-    pub fn stacked(parts: &[Self]) -> Option<Self> {
-        let (first, others) = parts.split_first()?;
-        let mut all = first.clone();
-        for part in others {
-            if part.cols != all.cols {
-                return None;
-            }
-            all.rows += part.rows;
-            match (&mut all.codes, &part.codes) {
-                (Codes::F16(all), Codes::F16(part)) => all.extend(part),
-                (Codes::Blocks { codes, ranges }, Codes::Blocks { codes: c, ranges: r }) => {
-                    codes.extend(c);
-                    ranges.extend(r);
-                }
-                (Codes::Rows { codes, factors }, Codes::Rows { codes: c, factors: f }) => {
-                    codes.extend(c);
-                    factors.extend(f);
-                }
-                _ => {
-                    let weights: Vec<f32> = parts.iter().flat_map(Self::weights).collect();
-                    let rows = parts.iter().map(|part| part.rows).sum();
-                    return Some(Self::rounded(rows, first.cols, &weights));
-                }
-            }
+    /// Matrices of one width, one below the other, as one. Of different forms, 16 bits serve all.
+    pub fn stacked(parts: &[Self]) -> Self {
+        let (cols, rows) = (parts[0].cols, parts.iter().map(|part| part.rows).sum());
+        if parts.iter().any(|part| part.form != parts[0].form) {
+            let weights: Vec<f32> = parts.iter().flat_map(Self::weights).collect();
+            return Self::rounded(rows, cols, &weights);
         }
-        Some(all)
+        let codes = parts.iter().flat_map(|part| part.codes.iter().copied()).collect();
+        let ranges = parts.iter().flat_map(|part| part.ranges.iter().copied()).collect();
+        Self { rows, cols, form: parts[0].form, codes, ranges }
     }
 
     /// What they stand for, row by row.
     pub fn weights(&self) -> Vec<f32> {
-        match &self.codes {
-            Codes::F16(halves) => halves.to_f32_vec(),
-            Codes::Blocks { codes, ranges } => {
-                let blocks = codes.chunks(BLOCK).zip(ranges);
-                let values = blocks.flat_map(|(block, [scale, minimum])| {
-                    let (scale, minimum) = (scale.to_f32(), minimum.to_f32());
-                    block.iter().map(move |code| f32::from(*code).mul_add(scale, minimum))
-                });
-                values.collect()
+        let halves = |bytes: &[u8]| bytemuck::pod_collect_to_vec::<u8, f16>(bytes).to_f32_vec();
+        let (run, ranges): (usize, Vec<[f32; 2]>) = match self.form {
+            Form::F16 => return halves(&self.codes),
+            Form::Blocks => (BLOCK, bytemuck::pod_collect_to_vec(&halves(&self.ranges))),
+            Form::Rows => {
+                let factors: Vec<f32> = bytemuck::pod_collect_to_vec(&self.ranges);
+                (self.cols, factors.into_iter().map(|factor| [factor, 0.0]).collect())
             }
-            Codes::Rows { codes, factors } => {
-                let rows = codes.chunks(self.cols).zip(factors);
-                rows.flat_map(|(row, factor)| row.iter().map(move |code| f32::from(*code) * factor))
-                    .collect()
-            }
-        }
+        };
+        let runs = self.codes.chunks(run).zip(ranges);
+        runs.flat_map(|(codes, [scale, minimum])| {
+            codes.iter().map(move |code| f32::from(code.cast_signed()) * scale + minimum)
+        })
+        .collect()
     }
 }

@@ -1,10 +1,9 @@
 //! Text into tokens and back, by the `tokenizers` crate.
 
+use crate::checkpoint::{Checkpoint, read};
 use crate::error::Error;
-use crate::files;
-use crate::gguf::{Gguf, Value};
-use serde_json::json;
-use std::path::{Path, PathBuf};
+use serde_json::{Value, json};
+use std::path::PathBuf;
 use tokenizers::Tokenizer;
 
 /// A model's tokenizer.
@@ -15,73 +14,25 @@ pub struct Text {
 }
 
 impl Text {
-    /// From a `tokenizer.json`.
+    /// That of a model: a GGUF file's own, else `tokenizer.json` beside its weights.
     ///
     /// # Errors
-    /// It cannot be read, or is none.
-    pub fn open(path: &Path) -> Result<Self, Error> {
-        Self::new(&files::read(path)?, path)
-    }
-
-    fn new(json: &[u8], path: &Path) -> Result<Self, Error> {
-        let mut tokenizer =
-            Tokenizer::from_bytes(json).map_err(|error| Error::file(path, error))?;
+    /// There is none, or it splits text in a way not known here.
+    pub fn of(file: &Checkpoint) -> Result<Self, Error> {
+        let (json, path) = match file.is_gguf() {
+            true => (tokenizer_json(file)?.to_string().into_bytes(), file.path.clone()),
+            false => {
+                let path = file.path.with_file_name("tokenizer.json");
+                (read(&path)?, path)
+            }
+        };
+        let wrong = |error| Error::file(&path, error);
+        let mut tokenizer = Tokenizer::from_bytes(json).map_err(wrong)?;
         // Marks that a text contains are text.
         tokenizer.set_encode_special_tokens(true);
         // Sentences keep their own lengths here.
-        tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|error| Error::file(path, error))?;
-        Ok(Self { tokenizer, path: path.to_owned() })
-    }
-
-    /// From the metadata of a GGUF file.
-    ///
-    /// # Errors
-    /// It has none, or one that splits text in a way not known here.
-    pub fn of(gguf: &Gguf) -> Result<Self, Error> {
-        let wrong = |what: String| Error::file(&gguf.path, what);
-        let [model, split] =
-            ["model", "pre"].map(|key| gguf.text(&format!("tokenizer.ggml.{key}")));
-        let (model, split) = (model?, split?);
-        if (model, split) != ("gpt2", "smollm") {
-            return Err(wrong(format!("has a tokenizer {model} ({split}): not known")));
-        }
-        let text = |value: &Value| match value {
-            Value::Text(text) => Some(text.clone()),
-            _ => None,
-        };
-        let texts = |key: &str| {
-            let list = gguf.list(key)?.iter().map(text).collect::<Option<Vec<_>>>();
-            list.ok_or_else(|| wrong(format!("{key} is no list of texts")))
-        };
-        let tokens = texts("tokenizer.ggml.tokens")?;
-        let merges = texts("tokenizer.ggml.merges")?;
-        let merges: Option<Vec<_>> = merges.iter().map(|merge| merge.split_once(' ')).collect();
-        let merges = merges.ok_or_else(|| wrong("has merges that are no pairs".to_owned()))?;
-        // Tokens of type 3 stand for themselves: no text becomes one by chance.
-        let control = |(_, kind): &(_, &Value)| **kind == Value::Integer(3);
-        let kinds = gguf.list("tokenizer.ggml.token_type")?;
-        let added = tokens.iter().enumerate().zip(kinds).filter(control).map(|((id, token), _)| {
-            json!({
-                "id": id, "content": token, "special": true, "single_word": false, "lstrip": false,
-                "rstrip": false, "normalized": false,
-            })
-        });
-        let added: Vec<_> = added.collect();
-        let vocabulary: serde_json::Map<String, serde_json::Value> =
-            tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
-        let byte_level = json!({
-            "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true,
-        });
-        let digits = json!({ "type": "Digits", "individual_digits": true });
-        let json = json!({
-            "version": "1.0",
-            "added_tokens": added,
-            "pre_tokenizer": { "type": "Sequence", "pretokenizers": [digits, byte_level] },
-            "decoder": byte_level,
-            "model": { "type": "BPE", "vocab": vocabulary, "merges": merges },
-        });
-        Self::new(json.to_string().as_bytes(), &gguf.path)
+        tokenizer.with_padding(None).with_truncation(None).map_err(wrong)?;
+        Ok(Self { tokenizer, path })
     }
 
     /// Tokens of a text, with those around it that the tokenizer adds.
@@ -106,9 +57,10 @@ impl Text {
         self.tokenizer.get_vocab_size(true)
     }
 
-    /// How the vocabulary spells a token.
-    pub fn spelling(&self, token: u32) -> String {
-        self.tokenizer.id_to_token(token).unwrap_or_default()
+    /// How the vocabulary spells tokens.
+    pub fn spell(&self, tokens: &[u32]) -> Vec<String> {
+        let spelling = |token: &u32| self.tokenizer.id_to_token(*token).unwrap_or_default();
+        tokens.iter().map(spelling).collect()
     }
 
     /// The token that is spelt so.
@@ -119,4 +71,39 @@ impl Text {
         let token = self.tokenizer.token_to_id(spelling);
         token.ok_or_else(|| Error::file(&self.path, format!("has no token {spelling}")))
     }
+}
+
+/// What a GGUF file's metadata says, as a `tokenizer.json` says it.
+fn tokenizer_json(file: &Checkpoint) -> Result<Value, Error> {
+    let value = |key: &str| file.settings.get(&format!("tokenizer.ggml.{key}"));
+    let list = |key: &str| {
+        let list = value(key).and_then(Value::as_array);
+        list.ok_or_else(|| file.wrong(format!("has no {key} of a tokenizer")))
+    };
+    if (value("model"), value("pre")) != (Some(&json!("gpt2")), Some(&json!("smollm"))) {
+        return Err(file.wrong("has a tokenizer that is not known"));
+    }
+    let (mut vocabulary, mut added) = (serde_json::Map::new(), Vec::new());
+    let tokens = list("tokens")?.iter().map(|token| token.as_str().unwrap_or_default());
+    for ((id, token), kind) in tokens.enumerate().zip(list("token_type")?) {
+        vocabulary.insert(token.to_owned(), json!(id));
+        // Tokens of type 3 stand for themselves: no text becomes one by chance.
+        if *kind == json!(3) {
+            added.push(json!({
+                "id": id, "content": token, "special": true, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false,
+            }));
+        }
+    }
+    let byte_level = json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true,
+    });
+    let digits = json!({ "type": "Digits", "individual_digits": true });
+    Ok(json!({
+        "version": "1.0",
+        "added_tokens": added,
+        "pre_tokenizer": { "type": "Sequence", "pretokenizers": [digits, byte_level] },
+        "decoder": byte_level,
+        "model": { "type": "BPE", "vocab": vocabulary, "merges": list("merges")? },
+    }))
 }

@@ -1,18 +1,19 @@
 //! Translation models of Marian's kind, as Firefox has them: an encoder, and a decoder that remembers by a recurrence.
 
+use crate::checkpoint::Checkpoint;
+use crate::encoder::{self, Encoder, Feed, check_width, narrow};
 use crate::error::Error;
-use crate::files;
-use crate::machine::{Machine, Program};
-use crate::marian::Marian;
-use crate::matrix::Matrix;
-use crate::tensor::{Tensor, Weights};
+use crate::machine::{Machine, Tensor};
+use crate::program::{Attention, Finish, Linear, Norm, Program, Sampling};
 use crate::text::Text;
+use serde_json::json;
 use std::path::Path;
+use wgpu_attention::{Problem, Shape, Strides};
 
 /// Tokens of a sentence and of its translation, at most.
 pub const CONTEXT: usize = 512;
 /// Marian's.
-pub(crate) const EPSILON: f32 = 1e-6;
+const EPSILON: f64 = 1e-6;
 /// Tokens of a translation for one of the source, at most, as the models' own settings say.
 const LENGTH_FACTOR: f64 = 2.5;
 
@@ -21,51 +22,30 @@ const LENGTH_FACTOR: f64 = 2.5;
 pub struct Translator {
     /// Its tokenizer, of both languages.
     pub text: Text,
-    pub(crate) width: usize,
-    pub(crate) heads: usize,
-    pub(crate) words: Weights,
-    /// Of the logits.
-    pub(crate) bias: Tensor,
+    machine: Machine,
+    width: usize,
+    /// Tokens going in and, with the bias of the logits, coming out.
+    words: Linear,
     /// `[CONTEXT, width]`: sines and cosines.
-    pub(crate) places: Tensor,
-    pub(crate) encoder: Vec<EncoderLayer>,
-    pub(crate) decoder: Vec<DecoderLayer>,
+    places: Tensor,
+    encoder: Encoder,
+    decoder: Vec<Layer>,
     /// The token that ends a sentence.
     end: u32,
 }
 
-/// Weights and bias.
-pub(crate) type Affine = (Weights, Tensor);
-/// Scale and bias.
-pub(crate) type Norm = [Tensor; 2];
-
+/// Of the decoder.
 #[derive(Debug)]
-pub(crate) struct EncoderLayer {
-    /// Queries, keys and values, one below the other.
-    pub(crate) qkv: Affine,
-    pub(crate) back: Affine,
-    pub(crate) norm: Norm,
-    pub(crate) feed: Feed,
-}
-
-#[derive(Debug)]
-pub(crate) struct DecoderLayer {
-    /// Candidate and gate of the recurrence, one below the other.
-    pub(crate) recurrence: Affine,
-    pub(crate) recurrence_norm: Norm,
-    pub(crate) query: Affine,
+struct Layer {
+    candidate: Linear,
+    forget: Linear,
+    recurrence_norm: Norm,
+    query: Linear,
     /// Keys and values, one below the other.
-    pub(crate) key_value: Affine,
-    pub(crate) back: Affine,
-    pub(crate) norm: Norm,
-    pub(crate) feed: Feed,
-}
-
-#[derive(Debug)]
-pub(crate) struct Feed {
-    pub(crate) up: Affine,
-    pub(crate) down: Affine,
-    pub(crate) norm: Norm,
+    key_value: Linear,
+    back: Linear,
+    norm: Norm,
+    feed: Feed,
 }
 
 /// A sentence in another language.
@@ -83,15 +63,15 @@ pub struct Translation {
 }
 
 /// A sentence made ready: what runs once, and what runs for every token of the translation.
-#[derive(Debug)]
-pub struct Translating {
+pub struct Ready {
     /// Reads the source.
     pub encode: Program,
     /// Writes one token.
     pub decode: Program,
-    pub(crate) token: Tensor,
+    position: Tensor,
+    token: Tensor,
     /// `[heads, 1, source]`.
-    pub(crate) weights: Tensor,
+    weights: Tensor,
 }
 
 impl Translator {
@@ -100,111 +80,81 @@ impl Translator {
     /// # Errors
     /// There is none, or its files are not what they should be.
     pub fn load(machine: &Machine, folder: &Path, from: &str, to: &str) -> Result<Self, Error> {
+        let what = match from {
+            "en" => "model.enpt.*.bin, the model from English to Portuguese,",
+            _ => "model.pten.*.bin, the model from Portuguese to English,",
+        };
         let start = format!("model.{from}{to}.");
         let wanted = |name: &str| name.starts_with(&start) && name.ends_with(".bin");
-        let found = files::find(folder, wanted)?;
-        let Some(path) = found.first() else {
-            let what = match from {
-                "en" => "model.enpt.*.bin, the model from English to Portuguese,",
-                _ => "model.pten.*.bin, the model from Portuguese to English,",
-            };
-            return Err(Error::Missing { what, folder: folder.to_owned() });
-        };
-        let text = Text::open(&path.with_file_name("tokenizer.json"))?;
-        Self::of(machine, &Marian::open(path)?, text)
-    }
+        let file = Checkpoint::find(folder, what, wanted, "transformer")?;
+        file.expect(&[
+            ("transformer-decoder-autoreg", json!("rnn")),
+            ("dec-cell", json!("ssru")),
+            ("transformer-ffn-activation", json!("relu")),
+            ("transformer-ffn-depth", json!(2)),
+            ("transformer-preprocess", json!("")),
+            ("transformer-postprocess", json!("dan")),
+            ("transformer-postprocess-emb", json!("d")),
+            ("transformer-train-position-embeddings", json!(false)),
+            ("tied-embeddings-all", json!(true)),
+        ])?;
+        let (width, heads) = (file.size("dim-emb")?, file.size("transformer-heads")?);
+        let inner = file.size("transformer-dim-ffn")?;
+        check_width(&file, width, heads)?;
+        let text = Text::of(&file)?;
 
-    /// From a model's own file.
-    ///
-    /// # Errors
-    /// The model has something that is not known here, or its file is not what it should be.
-    pub fn of(machine: &Machine, marian: &Marian, text: Text) -> Result<Self, Error> {
-        for (key, known) in [
-            ("type", "transformer"),
-            ("transformer-decoder-autoreg", "rnn"),
-            ("dec-cell", "ssru"),
-            ("transformer-ffn-activation", "relu"),
-            ("transformer-ffn-depth", "2"),
-            ("transformer-preprocess", ""),
-            ("transformer-postprocess", "dan"),
-            ("transformer-postprocess-emb", "d"),
-            ("transformer-train-position-embeddings", "false"),
-            ("tied-embeddings-all", "true"),
-        ] {
-            let found = marian.setting(key);
-            if found != known {
-                let what = format!("{key} is {found:?}, not {known:?}");
-                return Err(Error::file(&marian.path, what));
-            }
-        }
-        let (width, heads) = (marian.size("dim-emb")?, marian.size("transformer-heads")?);
-        let inner = marian.size("transformer-dim-ffn")?;
-        let words = text.vocabulary();
-        if !width.is_multiple_of(heads) || !width.is_multiple_of(64) {
-            let what = format!("dim-emb {width} is no multiple of 64 and of {heads} heads");
-            return Err(Error::file(&marian.path, what));
-        }
-
-        let affine = |name: &str, parts: &[[&str; 2]], shape: [usize; 2]| {
-            let (mut weights, mut biases) = (Vec::new(), Vec::new());
-            for [weight, bias] in parts {
-                weights.push(marian.matrix(&format!("{name}_{weight}"), shape)?);
-                match *bias {
-                    "" => biases.extend(vec![0.0; shape[0]]),
-                    bias => biases.extend(marian.numbers(&format!("{name}_{bias}"), shape[0])?),
-                }
-            }
-            let weights = Matrix::stacked(&weights).expect("of one width");
-            Ok::<_, Error>((machine.weights(&weights)?, machine.tensor(&biases)?))
+        let linear = |name: &str, parts: &[&str]| {
+            let parts: Vec<_> =
+                parts.iter().map(|part| (format!("{name}_{part}"), width)).collect();
+            // The candidate of the recurrence is the one that has no bias.
+            file.linear(machine, &parts, width, !parts[0].0.ends_with("_rnn_W"))
         };
-        let norm = |name: &str| {
-            let part = |part| marian.numbers(&format!("{name}_ln_{part}"), width);
-            Ok::<_, Error>([machine.tensor(&part("scale")?)?, machine.tensor(&part("bias")?)?])
-        };
-        let square = [width, width];
+        let norm = |name: &str| file.norm(machine, &format!("{name}_ln"), width, (EPSILON, true));
         let feed = |name: &str| {
-            Ok::<_, Error>(Feed {
-                up: affine(&format!("{name}_ffn"), &[["W1", "b1"]], [inner, width])?,
-                down: affine(&format!("{name}_ffn"), &[["W2", "b2"]], [width, inner])?,
-                norm: norm(&format!("{name}_ffn_ffn"))?,
-            })
+            let part = |part: &str, outputs, inputs| {
+                file.linear(machine, &[(format!("{name}_ffn_{part}"), outputs)], inputs, true)
+            };
+            let (up, down) = (part("W1", inner, width)?, part("W2", width, inner)?);
+            let norm = norm(&format!("{name}_ffn_ffn"))?;
+            Ok::<_, Error>(Feed { up, activation: Finish::Relu, down, norm })
         };
-        let encoder = (1..=marian.size("enc-depth")?).map(|index| {
+        let encoder = (1..=file.size("enc-depth")?).map(|index| {
             let name = format!("encoder_l{index}");
             let attention = format!("{name}_self");
-            let qkv = [["Wq", "bq"], ["Wk", "bk"], ["Wv", "bv"]];
-            Ok(EncoderLayer {
-                qkv: affine(&attention, &qkv, square)?,
-                back: affine(&attention, &[["Wo", "bo"]], square)?,
+            Ok(encoder::Layer {
+                qkv: linear(&attention, &["Wq", "Wk", "Wv"])?,
+                back: linear(&attention, &["Wo"])?,
                 norm: norm(&format!("{attention}_Wo"))?,
                 feed: feed(&name)?,
             })
         });
-        let decoder = (1..=marian.size("dec-depth")?).map(|index| {
+        let decoder = (1..=file.size("dec-depth")?).map(|index| {
             let name = format!("decoder_l{index}");
             let (recurrence, attention) = (format!("{name}_rnn"), format!("{name}_context"));
-            Ok(DecoderLayer {
-                recurrence: affine(&recurrence, &[["W", ""], ["Wf", "bf"]], square)?,
+            Ok(Layer {
+                candidate: linear(&recurrence, &["W"])?,
+                forget: linear(&recurrence, &["Wf"])?,
                 recurrence_norm: norm(&format!("{recurrence}_ffn"))?,
-                query: affine(&attention, &[["Wq", "bq"]], square)?,
-                key_value: affine(&attention, &[["Wk", "bk"], ["Wv", "bv"]], square)?,
-                back: affine(&attention, &[["Wo", "bo"]], square)?,
+                query: linear(&attention, &["Wq"])?,
+                key_value: linear(&attention, &["Wk", "Wv"])?,
+                back: linear(&attention, &["Wo"])?,
                 norm: norm(&format!("{attention}_Wo"))?,
                 feed: feed(&name)?,
             })
         });
         let (encoder, decoder) =
             (encoder.collect::<Result<_, Error>>()?, decoder.collect::<Result<_, Error>>()?);
-        let mut bias = marian.numbers("decoder_ff_logit_out_b", words)?;
+        let words = text.vocabulary();
+        let mut bias = file.numbers("decoder_ff_logit_out_W.bias", &[words])?;
         // What the tokenizer could not read is never written.
         bias[text.token("<unk>")? as usize] = -1e9;
+        let table = machine.weights(&file.matrix("Wemb", [words, width])?)?;
         Ok(Self {
+            machine: machine.clone(),
             width,
-            heads,
-            words: machine.weights(&marian.table("Wemb", [words, width])?)?,
-            bias: machine.tensor(&bias)?,
+            words: Linear { w: table, bias: Some(machine.tensor(&bias)?) },
             places: machine.tensor(&places(width))?,
-            encoder,
+            encoder: Encoder { heads, layers: encoder },
             decoder,
             end: text.token("</s>")?,
             text,
@@ -215,28 +165,98 @@ impl Translator {
     ///
     /// # Errors
     /// It is longer than the context, or the machine cannot.
-    pub fn translate(&self, machine: &Machine, sentence: &str) -> Result<Translation, Error> {
+    pub fn translate(&self, sentence: &str) -> Result<Translation, Error> {
         let mut source = self.text.encode(sentence)?;
         source.push(self.end);
-        let ready = self.ready(machine, &source)?;
-        machine.run(&ready.encode)?;
+        let ready = self.ready(&source)?;
+        ready.encode.run()?;
         let (mut target, mut alignment) = (Vec::new(), Vec::new());
         let most = (source.len() as f64 * LENGTH_FACTOR).ceil().min(CONTEXT as f64);
         while target.last() != Some(&self.end) && (target.len() as f64) < most {
-            machine.run(&ready.decode)?;
-            target.extend(machine.read::<u32>(&ready.token)?);
-            let weights: Vec<f32> = machine.read(&ready.weights)?;
+            self.machine.write(&ready.position, &[narrow(target.len())?]);
+            ready.decode.run()?;
+            target.extend(self.machine.read::<u32>(&ready.token)?);
+            let weights: Vec<f32> = self.machine.read(&ready.weights)?;
             alignment.extend_from_slice(&weights[..source.len()]);
         }
-        let spell =
-            |tokens: &[u32]| tokens.iter().map(|token| self.text.spelling(*token)).collect();
         let words: Vec<u32> = target.iter().copied().filter(|token| *token != self.end).collect();
         Ok(Translation {
             text: self.text.decode(&words)?,
-            source: spell(&source),
-            target: spell(&target),
+            source: self.text.spell(&source),
+            target: self.text.spell(&target),
             alignment,
         })
+    }
+
+    /// Everything that runs to translate these tokens.
+    ///
+    /// # Errors
+    /// They are more than the context holds, or the machine cannot.
+    pub fn ready(&self, source: &[u32]) -> Result<Ready, Error> {
+        let (machine, width, rows) = (&self.machine, self.width, source.len());
+        if rows > CONTEXT {
+            return Err(Error::Context { tokens: rows, context: CONTEXT });
+        }
+        let len = narrow(rows)?;
+        let positions = machine.tensor(&(0..len).collect::<Vec<u32>>())?;
+        let memory = machine.zeros(rows * width)?;
+        let mut encode = Program::new(machine);
+        self.embed(&mut encode, &machine.tensor(source)?, &positions, &memory)?;
+        self.encoder.run(machine, &mut encode, &memory, [1, rows], None)?;
+
+        // No token yet: one that no table has.
+        let (token, position) = (machine.tensor(&[u32::MAX])?, machine.zeros(1)?);
+        let heads = narrow(self.encoder.heads)?;
+        let weights = machine.zeros(self.encoder.heads * rows)?;
+        let [stream, middle, query, attended] = [(); 4].map(|()| machine.zeros(width));
+        let (mut stream, mut middle, query, attended) = (stream?, middle?, query?, attended?);
+        let gates = machine.zeros(2 * width)?;
+        let (dim, row) = (narrow(width)? / heads, 2 * width as u64);
+        let strides = Strides { batch: row * u64::from(len), head: dim.into(), row };
+        let problem = Problem::new(Shape::cross_attention(1, heads, 1, len, dim))
+            .k_strides(strides)
+            .v_strides(strides)
+            .with_weights();
+        let mut decode = Program::new(machine);
+        self.embed(&mut decode, &token, &position, &stream)?;
+        for layer in &self.decoder {
+            // Keys and values of the source, once.
+            let key_value = machine.zeros(rows * 2 * width)?;
+            encode.linear(&memory, &layer.key_value, Finish::Store, &key_value)?;
+            decode.linear(&stream, &layer.candidate, Finish::Store, &gates)?;
+            decode.linear(&stream, &layer.forget, Finish::Store, &gates.after(width))?;
+            decode.ssru(&gates, &machine.zeros(width)?, &stream)?;
+            decode.norm(&stream, &layer.recurrence_norm, &middle)?;
+            decode.linear(&middle, &layer.query, Finish::Store, &query)?;
+            decode.attend(Attention {
+                problem: problem.clone(),
+                qkv: [query.clone(), key_value.clone(), key_value.after(width)],
+                lens: [None, None],
+                // The last layer's stay.
+                weights: Some(weights.clone()),
+                out: attended.clone(),
+            })?;
+            decode.linear(&attended, &layer.back, Finish::Add, &middle)?;
+            decode.norm(&middle, &layer.norm, &stream)?;
+            layer.feed.run(machine, &mut decode, &stream, &middle)?;
+            // What came out is what the next layer takes.
+            std::mem::swap(&mut stream, &mut middle);
+        }
+        let logits = machine.zeros(self.words.w.rows)?;
+        decode.linear(&stream, &self.words, Finish::Store, &logits)?;
+        decode.choose(&logits, Sampling::Greedy, &position, &token)?;
+        Ok(Ready { encode, decode, position, token, weights })
+    }
+
+    fn embed(
+        &self,
+        program: &mut Program,
+        tokens: &Tensor,
+        positions: &Tensor,
+        out: &Tensor,
+    ) -> Result<(), Error> {
+        let factor = (self.width as f32).sqrt();
+        program.embed(tokens, (&self.words.w, factor), Some((&self.places, positions)), out)
     }
 }
 
@@ -273,22 +293,4 @@ pub fn sentences(line: &str) -> Vec<&str> {
         all.push(rest);
     }
     all
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sentences_end_with_a_mark_and_a_capital() {
-        for (line, expected) in [
-            ("", &[][..]),
-            ("One only.", &["One only."]),
-            ("It rains. We stay in! Do we?  Yes.", &["It rains.", "We stay in!", "Do we?", "Yes."]),
-            ("Mr. Smith has 3.5 litres. of milk", &["Mr. Smith has 3.5 litres. of milk"]),
-            ("É tarde. Água, por favor.", &["É tarde.", "Água, por favor."]),
-        ] {
-            assert_eq!(sentences(line), expected);
-        }
-    }
 }

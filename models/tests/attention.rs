@@ -8,18 +8,18 @@ use wgpu_attention_models::Machine;
 use wgpu_attention_models::bert::Bert;
 use wgpu_attention_models::chat::{Chat, SYSTEM};
 use wgpu_attention_models::llama::Llama;
-use wgpu_attention_models::machine::Program;
-use wgpu_attention_models::op::{Op, Sampling};
+use wgpu_attention_models::program::{Attention, Program, Sampling};
 use wgpu_attention_models::translator::Translator;
 
-/// Runs operations one by one and looks at every attention; how many there were.
+/// Runs a program up to every attention and looks at that; how many there were.
 fn compare(name: &str, machine: &Machine, program: &Program) -> usize {
-    let mut count = 0;
-    for op in program.ops() {
-        machine.run(&machine.program(vec![op.clone()]).expect("a program")).expect("ran");
-        let Op::Attend { problem, qkv, q_lens, kv_lens, weights, out } = op else { continue };
+    let mut first = 0;
+    for (count, (step, attention)) in program.attention.iter().enumerate() {
+        program.run_steps(first..step + 1).expect("ran");
+        first = step + 1;
+        let Attention { problem, qkv, lens, weights, out } = attention;
         let [q, k, v] = qkv.each_ref().map(|tensor| machine.read::<f32>(tensor).expect("read"));
-        let lens = [q_lens, kv_lens].map(|lens| {
+        let lens = lens.each_ref().map(|lens| {
             lens.as_ref().map_or_else(Vec::new, |lens| machine.read::<u32>(lens).expect("read"))
         });
         let inputs = Inputs::new(&q, &k, &v).q_lens(&lens[0]).kv_lens(&lens[1]);
@@ -38,9 +38,8 @@ fn compare(name: &str, machine: &Machine, program: &Program) -> usize {
                 );
             }
         }
-        count += 1;
     }
-    count
+    program.attention.len()
 }
 
 #[test]
@@ -51,7 +50,7 @@ fn the_sentence_encoder_attends_as_defined() {
         let model = Bert::load(&machine, &folder).expect("a model");
         let texts = ["The cat sat on the mat because it was tired.", "A short one."];
         let tokens = texts.map(|text| model.text.encode(text).expect("tokens"));
-        let batch = model.batch(&machine, &tokens).expect("a batch");
+        let batch = model.batch(&tokens).expect("a batch");
         assert_eq!(compare(&name, &machine, &batch.program), 6);
     }
 }
@@ -62,9 +61,9 @@ fn the_language_model_attends_as_defined() {
     let Some(folder) = weights(test, "smollm2") else { return };
     for (name, machine) in machines(test) {
         let model = Llama::load(&machine, &folder).expect("a model");
-        let mut chat = Chat::new(&model, &machine, 64, Sampling::Greedy, SYSTEM).expect("a chat");
+        let mut chat = Chat::new(&model, 64, Sampling::Greedy, SYSTEM).expect("a chat");
         chat.answer("What is the capital of France?", 3, |_| true).expect("answered");
-        assert_eq!(compare(&name, &machine, chat.session().decode()), 30);
+        assert_eq!(compare(&name, &machine, &chat.decoder.program), 30);
     }
 }
 
@@ -75,7 +74,7 @@ fn the_translation_models_attend_as_defined() {
     for (name, machine) in machines(test) {
         let model = Translator::load(&machine, &folder, "en", "pt").expect("a model");
         let source = model.text.encode("The cat sat on the mat.").expect("tokens");
-        let ready = model.ready(&machine, &source).expect("ready");
+        let ready = model.ready(&source).expect("ready");
         assert_eq!(compare(&name, &machine, &ready.encode), 6);
         assert_eq!(compare(&name, &machine, &ready.decode), 2);
     }

@@ -60,7 +60,7 @@ fn a_foreign_file_is_no_model() {
         }
         let expected = match name {
             "understand" => "model.safetensors: ",
-            "translate" => "tokenizer.json: ",
+            "translate" => "model.enpt.bin: ",
             _ => "some.gguf: is no GGUF file",
         };
         refused(program, arguments, &folder, expected);

@@ -8,18 +8,17 @@ use std::path::Path;
 use support::difference;
 use wgpu_attention::Runner;
 use wgpu_attention_models::bert::Bert;
-use wgpu_attention_models::llama::Llama;
-use wgpu_attention_models::op::Sampling;
-use wgpu_attention_models::session::Session;
+use wgpu_attention_models::llama::{Decoder, Llama};
+use wgpu_attention_models::program::Sampling;
 use wgpu_attention_models::translator::Translator;
 use wgpu_attention_models::{Error, Machine};
 
 fn logits(machine: &Machine, folder: &Path) -> Vec<f32> {
     let model = Llama::load(machine, folder).expect("a model");
-    let mut session = Session::new(&model, machine, 64, Sampling::Greedy).expect("a session");
-    session.read(&[9, 17, 30, 11, 25, 8], || true).expect("read");
-    session.advance().expect("a token");
-    session.logits().expect("read")
+    let mut decoder = Decoder::new(&model, 64, Sampling::Greedy).expect("a decoder");
+    decoder.read(&[9, 17, 30, 11, 25, 8], || true).expect("read");
+    decoder.advance().expect("a token");
+    decoder.logits().expect("read")
 }
 
 /// GGUF turns neighbours, the hub halves: told apart, they are one model.
@@ -50,12 +49,11 @@ fn a_prompt_in_parts_is_the_prompt() {
     for (name, machine) in support::machines("a_prompt_in_parts_is_the_prompt") {
         let model = Llama::load(&machine, &folder).expect("a model");
         for parts in [50, 17, 1] {
-            let mut session =
-                Session::new(&model, &machine, 64, Sampling::Greedy).expect("a session");
+            let mut decoder = Decoder::new(&model, 64, Sampling::Greedy).expect("a decoder");
             for part in prompt.chunks(parts) {
-                session.read(part, || true).expect("read");
+                decoder.read(part, || true).expect("read");
             }
-            all.push((format!("{name} in parts of {parts}"), session.logits().expect("read")));
+            all.push((format!("{name} in parts of {parts}"), decoder.logits().expect("read")));
         }
     }
     for (name, logits) in &all[1..] {

@@ -8,17 +8,13 @@ mod files;
 use support::{difference, gpu, noise};
 use wgpu_attention::{DeviceClass, Runner};
 use wgpu_attention_models::Machine;
-use wgpu_attention_models::gguf::Gguf;
-use wgpu_attention_models::marian::Marian;
+use wgpu_attention_models::checkpoint::Checkpoint;
+use wgpu_attention_models::machine::Tensor;
 use wgpu_attention_models::matrix::Matrix;
-use wgpu_attention_models::op::{Finish, Op, Positions, Sampling};
-use wgpu_attention_models::tensor::Tensor;
+use wgpu_attention_models::program::{Finish, Linear, Norm, Program, Sampling};
 
-/// Operations, and the tensor that they leave a result in.
-type Made = (Vec<Op>, Tensor);
-
-/// A name, and what makes the operations.
-type Case<'a> = (&'a str, &'a dyn Fn(&Machine) -> Made);
+/// A name, and what makes operations and returns the tensor that they leave a result in.
+type Case<'a> = (&'a str, &'a dyn Fn(&Machine, &mut Program) -> Tensor);
 
 /// The CPU, and a GPU with the kernels of a software one and with those of hardware.
 fn all_machines(test: &str) -> Vec<(String, Machine)> {
@@ -40,22 +36,23 @@ fn matrices() -> Vec<Matrix> {
     ];
     let path = folder.join("some.gguf");
     std::fs::write(&path, files::gguf("llama", &tensors)).expect("written");
-    let gguf = Gguf::open(&path).expect("a file");
+    let gguf = Checkpoint::open(&path, "llama").expect("a file");
     let path = folder.join("some.bin");
     std::fs::write(&path, files::marian("ssru")).expect("written");
-    let marian = Marian::open(&path).expect("a file");
+    let marian = Checkpoint::open(&path, "transformer").expect("a file");
     vec![
         Matrix::rounded(rows, cols, &weights),
         gguf.matrix("eight", [rows, cols]).expect("a matrix"),
         gguf.matrix("four", [rows, cols]).expect("a matrix"),
-        marian.matrix("encoder_l1_ffn_W1", [rows, cols]).expect("a matrix"),
+        marian.matrix("encoder_l1_ffn_W1.weight", [rows, cols]).expect("a matrix"),
     ]
 }
 
-/// What a machine makes of operations whose tensors `ops` creates; the last is what is read.
-fn results(machine: &Machine, ops: impl Fn(&Machine) -> Made) -> Vec<f32> {
-    let (ops, out) = ops(machine);
-    machine.run(&machine.program(ops).expect("a program")).expect("ran");
+/// What a machine makes of operations.
+fn results(machine: &Machine, ops: impl Fn(&Machine, &mut Program) -> Tensor) -> Vec<f32> {
+    let mut program = Program::new(machine);
+    let out = ops(machine, &mut program);
+    program.run().expect("ran");
     machine.read(&out).expect("read")
 }
 
@@ -66,12 +63,12 @@ fn stored_weights_are_what_the_file_says() {
     assert_eq!(matrices[1].weights(), files::q8_0(&weights).1);
     assert_eq!(matrices[2].weights(), files::q4_1(&weights).1);
     // Three forms on top of each other are one, rounded to 16 bits.
-    let stacked = Matrix::stacked(&matrices[..3]).expect("of one width");
+    let stacked = Matrix::stacked(&matrices[..3]);
     let expected: Vec<f32> = matrices[..3].iter().flat_map(Matrix::weights).collect();
     assert_eq!((stacked.rows, stacked.cols), (3 * files::INNER, files::WIDTH));
     assert!(difference(&stacked.weights(), &expected) < 5e-4);
     // Of one form it stays that form, exactly.
-    let twice = Matrix::stacked(&[matrices[2].clone(), matrices[2].clone()]).expect("of one width");
+    let twice = Matrix::stacked(&[matrices[2].clone(), matrices[2].clone()]);
     assert_eq!(twice.weights(), [matrices[2].weights(), matrices[2].weights()].concat());
 }
 
@@ -93,12 +90,13 @@ fn products_of_every_form_of_weights_are_right() {
                 let x = noise(rows * inputs, 3);
                 let before = noise(rows * outputs, 4);
                 let bias = if biased { noise(outputs, 5) } else { vec![0.0; outputs] };
-                let found = results(&machine, |machine| {
+                let found = results(&machine, |machine, program| {
                     let out = machine.tensor(&before).expect("room");
                     let bias = biased.then(|| machine.tensor(&bias).expect("room"));
                     let (x, w) =
                         (machine.tensor(&x).expect("room"), machine.weights(matrix).expect("room"));
-                    (vec![Op::Linear { x, w, bias, finish, out: out.clone() }], out)
+                    program.linear(&x, &Linear { w, bias }, finish, &out).expect("a kernel");
+                    out
                 });
                 let weights = matrix.weights();
                 let expected: Vec<f32> = (0..rows * outputs)
@@ -144,12 +142,14 @@ fn norms_hold_where_a_stream_is_large() {
             let (rows, width) = (5, 192);
             let x: Vec<f32> = noise(rows * width, 1).iter().map(|x| 25_000.0 * (x + 0.9)).collect();
             let (scale, bias) = (noise(width, 2), noise(width, 3));
-            let found = results(&machine, |machine| {
+            let found = results(&machine, |machine, program| {
                 let out = machine.zeros(x.len()).expect("room");
                 let [x, scale, bias] =
                     [&x, &scale, &bias].map(|values| machine.tensor(values).expect("room"));
                 let bias = biased.then_some(bias);
-                (vec![Op::Norm { x, scale, bias, epsilon: 1e-5, out: out.clone() }], out)
+                let norm = Norm { scale, bias, epsilon: 1e-5 };
+                program.norm(&x, &norm, &out).expect("a kernel");
+                out
             });
             let mut expected = Vec::new();
             for row in x.chunks(width) {
@@ -178,43 +178,46 @@ fn everything_else_is_the_same_everywhere() {
     let room = "room";
     let width = matrix.cols;
     let cases: [Case<'_>; 5] = [
-        ("embed", &|machine| {
+        ("embed", &|machine, program| {
             // One token that there is not, and positions past the last.
             let out = machine.zeros(6 * width).expect(room);
             let tokens = machine.tensor(&[3_u32, u32::MAX, 95, 0, 96, 7]).expect(room);
-            let table = machine.tensor(&noise(4 * width, 1)).expect(room);
-            let start = machine.tensor(&[2_u32]).expect(room);
-            let positions = Some(Positions { table, start, seq_len: 3 });
+            let places = machine.tensor(&noise(4 * width, 1)).expect(room);
+            let positions = machine.tensor(&[2_u32, 3, 4, 2, 3, u32::MAX]).expect(room);
             let table = machine.weights(matrix).expect(room);
-            (vec![Op::Embed { tokens, table, factor: 8.0, positions, out: out.clone() }], out)
+            let places = Some((&places, &positions));
+            program.embed(&tokens, (&table, 8.0), places, &out).expect("a kernel");
+            out
         }),
-        ("gate", &|machine| {
+        ("gate", &|machine, program| {
             let out = machine.zeros(3 * width).expect(room);
             let x: Vec<f32> = noise(6 * width, 2).iter().map(|x| 200.0 * x).collect();
-            let x = machine.tensor(&x).expect(room);
-            (vec![Op::Gate { x, out: out.clone(), width }], out)
+            program.gate(&machine.tensor(&x).expect(room), width, &out).expect("a kernel");
+            out
         }),
-        ("ssru", &|machine| {
+        ("ssru", &|machine, program| {
             let out = machine.tensor(&noise(width, 3)).expect(room);
             let x: Vec<f32> = noise(2 * width, 4).iter().map(|x| 9.0 * x).collect();
             let (x, state) =
                 (machine.tensor(&x).expect(room), machine.tensor(&noise(width, 5)).expect(room));
-            let once = Op::Ssru { x, state, out: out.clone() };
-            (vec![once.clone(), once], out)
+            program.ssru(&x, &state, &out).expect("a kernel");
+            program.ssru(&x, &state, &out).expect("a kernel");
+            out
         }),
-        ("pool", &|machine| {
+        ("pool", &|machine, program| {
             let out = machine.zeros(2 * width).expect(room);
             let x = machine.tensor(&noise(2 * 5 * width, 6)).expect(room);
             let lens = machine.tensor(&[5_u32, 2]).expect(room);
-            (vec![Op::Pool { x, lens, seq_len: 5, out: out.clone() }], out)
+            program.pool(&x, &lens, &out).expect("a kernel");
+            out
         }),
-        ("choose", &|machine| {
+        ("choose", &|machine, program| {
             let mut logits = noise(5000, 7);
             (logits[4321], logits[4777]) = (2.0, 2.0);
             let logits = machine.tensor(&logits).expect(room);
             let [step, token] = [(); 2].map(|()| machine.zeros(1).expect(room));
-            let kept = token.clone();
-            (vec![Op::Choose { logits, sampling: Sampling::Greedy, step, token }], kept)
+            program.choose(&logits, Sampling::Greedy, &step, &token).expect("a kernel");
+            token
         }),
     ];
     for (what, ops) in cases {
@@ -248,13 +251,14 @@ fn tokens_are_drawn_as_often_as_they_are_probable() {
         let [step, token] = [(); 2].map(|()| machine.zeros(1).expect("room"));
         let sampling = Sampling::Random { temperature: 0.7, top_p: 0.9, seed: 11 };
         let fresh: Vec<f32> = machine.read(&logits).expect("read");
-        let choose = Op::Choose { logits: logits.clone(), sampling, step, token: token.clone() };
-        let program = machine.program(vec![choose]).expect("a program");
+        let mut program = Program::new(&machine);
+        program.choose(&logits, sampling, &step, &token).expect("a kernel");
         let mut counts = [0_u32; 5];
         const DRAWS: u32 = 1500;
-        for _ in 0..DRAWS {
+        for draw in 0..DRAWS {
+            machine.write(&step, &[draw]);
             machine.write(&logits, &fresh);
-            machine.run(&program).expect("ran");
+            program.run().expect("ran");
             let drawn = machine.read::<u32>(&token).expect("read")[0] as usize;
             assert_eq!(drawn % 60, 7, "{name}: {drawn} was drawn");
             counts[drawn / 60] += 1;

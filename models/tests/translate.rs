@@ -4,7 +4,7 @@ mod support;
 
 use support::{machines, weights};
 use wgpu_attention_models::Error;
-use wgpu_attention_models::translator::{CONTEXT, Translator};
+use wgpu_attention_models::translator::{CONTEXT, Translator, sentences};
 
 const ENGLISH: &str = "The cat sat on the mat because it was tired.";
 const PORTUGUESE: &str = "O gato sentou-se no tapete porque estava cansado.";
@@ -19,7 +19,7 @@ fn translations_are_the_models_own_both_ways() {
         let Some(folder) = weights(test, model) else { continue };
         for (name, machine) in machines(test) {
             let model = Translator::load(&machine, &folder, from, to).expect("a model");
-            let translation = model.translate(&machine, text).expect("translated");
+            let translation = model.translate(text).expect("translated");
             assert_eq!(translation.text, expected, "{name}");
             assert_eq!(translation.target.last().map(String::as_str), Some("</s>"), "{name}");
         }
@@ -32,7 +32,7 @@ fn words_come_from_where_the_alignment_says() {
     let Some(folder) = weights(test, "enpt") else { return };
     for (name, machine) in machines(test) {
         let model = Translator::load(&machine, &folder, "en", "pt").expect("a model");
-        let translation = model.translate(&machine, ENGLISH).expect("translated");
+        let translation = model.translate(ENGLISH).expect("translated");
         let source = &translation.source;
         assert_eq!(translation.alignment.len(), source.len() * translation.target.len(), "{name}");
         for (to, from) in [
@@ -55,9 +55,22 @@ fn a_sentence_longer_than_the_context_is_refused() {
     let Some(folder) = weights(test, "enpt") else { return };
     let machine = wgpu_attention_models::Machine::of(wgpu_attention::Runner::cpu());
     let model = Translator::load(&machine, &folder, "en", "pt").expect("a model");
-    let refused = model.translate(&machine, &"word ".repeat(600));
+    let refused = model.translate(&"word ".repeat(600));
     assert!(
         matches!(refused, Err(Error::Context { tokens: 601, context: CONTEXT })),
         "{refused:?}"
     );
+}
+
+#[test]
+fn sentences_end_with_a_mark_and_a_capital() {
+    for (line, expected) in [
+        ("", &[][..]),
+        ("One only.", &["One only."]),
+        ("It rains. We stay in! Do we?  Yes.", &["It rains.", "We stay in!", "Do we?", "Yes."]),
+        ("Mr. Smith has 3.5 litres. of milk", &["Mr. Smith has 3.5 litres. of milk"]),
+        ("É tarde. Água, por favor.", &["É tarde.", "Água, por favor."]),
+    ] {
+        assert_eq!(sentences(line), expected);
+    }
 }

@@ -7,7 +7,7 @@ use wgpu_attention_models::chat::{Chat, SYSTEM};
 use wgpu_attention_models::command::{self, Arguments, print, say};
 use wgpu_attention_models::interrupt;
 use wgpu_attention_models::llama::Llama;
-use wgpu_attention_models::op::Sampling;
+use wgpu_attention_models::program::Sampling;
 
 const HELP: &str = "\
 chat [--greedy] [PROMPT]
@@ -43,7 +43,7 @@ fn converse(arguments: &Arguments) -> Result<(), Error> {
     let context =
         arguments.value("--context", model.context.min(2048), "a number from 1", positive)?;
     let system = arguments.text("--system").unwrap_or(SYSTEM);
-    let mut chat = Chat::new(&model, &machine, context, sampling, system)?;
+    let mut chat = Chat::new(&model, context, sampling, system)?;
     interrupt::listen()?;
 
     let (prompt, name) = (arguments.rest.join(" "), machine.name());

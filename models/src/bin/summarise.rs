@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use wgpu_attention_models::chat::{Chat, SYSTEM};
 use wgpu_attention_models::command::{self, Arguments, print, say};
 use wgpu_attention_models::llama::Llama;
-use wgpu_attention_models::op::Sampling;
-use wgpu_attention_models::{Error, files, interrupt};
+use wgpu_attention_models::program::Sampling;
+use wgpu_attention_models::{Error, interrupt};
 
 const HELP: &str = "\
 summarise FILE
@@ -28,7 +28,7 @@ fn summarise(arguments: &Arguments) -> Result<(), Error> {
         "-" => {
             std::io::read_to_string(std::io::stdin()).map_err(|error| Error::file(path, error))?
         }
-        _ => String::from_utf8(files::read(path)?).map_err(|error| Error::file(path, error))?,
+        _ => std::fs::read_to_string(path).map_err(|error| Error::file(path, error))?,
     };
     let positive = |n: &usize| *n > 0;
     let most = arguments.value("--tokens", 128, "a number from 1", positive)?;
@@ -36,7 +36,7 @@ fn summarise(arguments: &Arguments) -> Result<(), Error> {
     let model = Llama::load(&machine, &arguments.folder())?;
     let context =
         arguments.value("--context", model.context.min(2048), "a number from 1", positive)?;
-    let mut chat = Chat::new(&model, &machine, context, Sampling::Greedy, SYSTEM)?;
+    let mut chat = Chat::new(&model, context, Sampling::Greedy, SYSTEM)?;
     interrupt::listen()?;
     let question = format!("Summarize this text in one sentence:\n\n{}", text.trim());
     let (timing, _) = interrupt::while_answering(|go_on| {

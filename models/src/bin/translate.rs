@@ -38,7 +38,7 @@ fn translate(arguments: &Arguments) -> Result<(), Error> {
     let model = Translator::load(&machine, &arguments.folder(), from, to)?;
     let mut png = arguments.text("--png").map(PathBuf::from);
     for line in text.lines() {
-        let translations = sentences(line).into_iter().map(|one| model.translate(&machine, one));
+        let translations = sentences(line).into_iter().map(|one| model.translate(one));
         let translations = translations.collect::<Result<Vec<_>, _>>()?;
         let texts: Vec<&str> = translations.iter().map(|one| one.text.as_str()).collect();
         print(&format!("{}\n", texts.join(" ")));

@@ -13,12 +13,11 @@ How similar each text is to each, and who attends to whom in them: a picture of 
 them all. Without TEXT, the lines of standard input.
 
   --layer N         the layer of the picture, from 0 (default: the last)
-  --word WORD       the word that looks, in small letters (default: the one that looks farthest)
   --png FILE        the picture (default: target/understand.png)
   --html FILE       the page (default: target/understand.html)";
 
 fn main() -> ExitCode {
-    command::run(HELP, &[], &["--layer", "--word", "--png", "--html"], understand)
+    command::run(HELP, &[], &["--layer", "--png", "--html"], understand)
 }
 
 fn understand(arguments: &Arguments) -> Result<(), Error> {
@@ -37,18 +36,11 @@ fn understand(arguments: &Arguments) -> Result<(), Error> {
     let in_model = |layer: &usize| *layer < model.layers;
     let expected = format!("a layer from 0 to {}", model.layers.saturating_sub(1));
     let layer = arguments.value("--layer", model.layers.saturating_sub(1), &expected, in_model)?;
-    let understood = model.understand(&machine, &texts)?;
+    let understood = model.understand(&texts)?;
 
     similarities(&texts, &understood);
-    let (tokens, word) = (&understood.tokens[0], arguments.text("--word"));
-    let strongest = understood.strongest(0, layer, model.heads, word);
-    if strongest.is_none() && word.is_some() {
-        return Err(Error::Usage(format!(
-            "--word: no look of that word among {}",
-            tokens.join(" ")
-        )));
-    }
-    let [head, row, column] = strongest.unwrap_or_default();
+    let tokens = &understood.tokens[0];
+    let [head, row, column] = understood.strongest(0, layer, model.heads);
     let looks =
         &understood.weights(0, layer, head, model.heads)[row * tokens.len()..][..tokens.len()];
     let (from, to, weight) = (&tokens[row], &tokens[column], looks[column]);
@@ -65,7 +57,7 @@ fn understand(arguments: &Arguments) -> Result<(), Error> {
         columns: tokens,
         panels: (0..model.heads).map(panel).collect(),
         across: 4,
-        mark: strongest,
+        mark: Some([head, row, column]),
     };
     let file = |option, default: &str| PathBuf::from(arguments.text(option).unwrap_or(default));
     let (png, html) =
