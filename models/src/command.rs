@@ -1,16 +1,15 @@
-//! What the four commands have in common: options, and how they end.
+//! What the four commands have in common: options, Ctrl-C, and how they end.
 
+use crate::chat::Chat;
 use crate::error::Error;
 use crate::machine::{Choice, Machine};
 use std::collections::HashMap;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Where weights are looked for if nobody says where.
-const MODELS: &str = "WGPU_ATTENTION_MODELS";
-/// What every command takes.
 const COMMON: &str = "
   --model-dir DIR   where the model's files are, in any depth
                     (default: $WGPU_ATTENTION_MODELS, else models/weights; models/fetch.sh fills it)
@@ -18,11 +17,14 @@ const COMMON: &str = "
   --cpu             the CPU
   --help            this";
 
+/// An answer is under way; it is to stop.
+static ANSWERING: AtomicBool = AtomicBool::new(false);
+static STOP: AtomicBool = AtomicBool::new(false);
+
 /// A command line.
 #[derive(Debug, Default)]
 pub struct Arguments {
     choice: Choice,
-    folder: Option<PathBuf>,
     values: HashMap<String, String>,
     /// What is no option.
     pub rest: Vec<String>,
@@ -30,47 +32,32 @@ pub struct Arguments {
 
 impl Arguments {
     /// Reads a command line; `flags` stand alone, `options` take a value. `None` where help is asked for.
-    ///
-    /// # Errors
-    /// [`Error::Usage`].
-    pub fn parse(
-        mut arguments: impl Iterator<Item = String>,
-        flags: &[&str],
-        options: &[&str],
-    ) -> Result<Option<Self>, Error> {
-        let mut parsed = Self::default();
-        let mut only_rest = false;
+    fn parse(flags: &[&str], options: &[&str]) -> Result<Option<Self>, Error> {
+        let (mut parsed, mut arguments) = (Self::default(), std::env::args().skip(1));
         while let Some(argument) = arguments.next() {
-            let mut value = || {
-                let missing = || Error::Usage(format!("{argument} takes a value: see --help"));
-                arguments.next().ok_or_else(missing)
-            };
             match argument.as_str() {
-                _ if only_rest || !argument.starts_with("--") => parsed.rest.push(argument),
-                "--" => only_rest = true,
+                "--" => parsed.rest.extend(arguments.by_ref()),
                 "--help" => return Ok(None),
                 "--cpu" => parsed.choice = Choice::Cpu,
                 "--gpu" => parsed.choice = Choice::Gpu,
-                "--model-dir" => parsed.folder = Some(value()?.into()),
-                flag if flags.contains(&flag) => {
-                    parsed.values.insert(argument, String::new());
-                }
-                option if options.contains(&option) => {
-                    let value = value()?;
+                known if known == "--model-dir" || options.contains(&known) => {
+                    let missing = || Error::Usage(format!("{argument} takes a value: see --help"));
+                    let value = arguments.next().ok_or_else(missing)?;
                     parsed.values.insert(argument, value);
                 }
-                _ => return Err(Error::Usage(format!("unknown option {argument}: see --help"))),
+                known if flags.contains(&known) => {
+                    parsed.values.insert(argument, String::new());
+                }
+                unknown if unknown.starts_with("--") => {
+                    return Err(Error::Usage(format!("unknown option {argument}: see --help")));
+                }
+                _ => parsed.rest.push(argument),
             }
         }
         Ok(Some(parsed))
     }
 
-    /// Whether a flag is given.
-    pub fn has(&self, flag: &str) -> bool {
-        self.values.contains_key(flag)
-    }
-
-    /// An option's value as it is.
+    /// An option's value as it is; a flag's is empty.
     pub fn text(&self, option: &str) -> Option<&str> {
         self.values.get(option).map(String::as_str)
     }
@@ -91,10 +78,29 @@ impl Arguments {
         value.ok_or_else(|| Error::Usage(format!("{option}: {text:?} is not {expected}")))
     }
 
+    /// The lines that a command is to work on: its arguments with `between` them, without any standard input.
+    ///
+    /// # Errors
+    /// There are none.
+    pub fn lines(&self, between: &str) -> Result<Vec<String>, Error> {
+        let mut text = self.rest.join(between);
+        if self.rest.is_empty() {
+            let all = std::io::read_to_string(std::io::stdin());
+            text = all.map_err(|error| Error::Usage(format!("standard input: {error}")))?;
+        }
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let lines: Vec<String> = lines.map(Into::into).collect();
+        match lines.is_empty() {
+            true => Err(Error::Usage("a TEXT is wanted: see --help".to_owned())),
+            false => Ok(lines),
+        }
+    }
+
     /// Where the model's files are.
     pub fn folder(&self) -> PathBuf {
-        let given = self.folder.clone().or_else(|| std::env::var_os(MODELS).map(PathBuf::from));
-        given.unwrap_or_else(|| Path::new("models").join("weights"))
+        let given = self.text("--model-dir").map(PathBuf::from);
+        let given = given.or_else(|| std::env::var_os("WGPU_ATTENTION_MODELS").map(Into::into));
+        given.unwrap_or_else(|| "models/weights".into())
     }
 
     /// The machine that is asked for.
@@ -106,12 +112,6 @@ impl Arguments {
     }
 }
 
-/// A line for the person at the terminal; standard output is for results.
-pub fn say(line: &str) {
-    // Nobody may be there to read it.
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
-
 /// Runs a command: 0 where it succeeds, else one line on standard error and 2.
 pub fn run(
     help: &str,
@@ -119,7 +119,7 @@ pub fn run(
     options: &[&str],
     body: impl FnOnce(&Arguments) -> Result<(), Error>,
 ) -> ExitCode {
-    let ended = match Arguments::parse(std::env::args().skip(1), flags, options) {
+    let ended = match Arguments::parse(flags, options) {
         Ok(Some(arguments)) => body(&arguments),
         Ok(None) => {
             say(&format!("{help}{COMMON}"));
@@ -127,19 +127,55 @@ pub fn run(
         }
         Err(error) => Err(error),
     };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Some libraries explain in several lines.
-            let text = error.to_string();
-            say(&text.split_whitespace().collect::<Vec<_>>().join(" "));
-            ExitCode::from(2)
-        }
-    }
+    let Err(error) = ended else { return ExitCode::SUCCESS };
+    // Some libraries explain in several lines.
+    say(&error.to_string().split_whitespace().collect::<Vec<_>>().join(" "));
+    ExitCode::from(2)
+}
+
+/// A line for the person at the terminal; standard output is for results.
+pub fn say(line: &str) {
+    // Nobody may be there to read it.
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Writes text to standard output at once; `false` where nobody reads it any more.
 pub fn print(text: &str) -> bool {
     let mut out = std::io::stdout();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+}
+
+/// From now on Ctrl-C ends an answer that is under way, and the program where there is none.
+///
+/// # Errors
+/// The system does not let it.
+pub fn listen() -> Result<(), Error> {
+    ctrlc::set_handler(|| {
+        // A second one ends the program, in case that the machine is stuck.
+        if !ANSWERING.load(Ordering::SeqCst) || STOP.swap(true, Ordering::SeqCst) {
+            say("");
+            std::process::exit(0);
+        }
+    })
+    .map_err(Error::device)
+}
+
+/// Answers a question on standard output, until Ctrl-C.
+///
+/// # Errors
+/// The conversation is longer than the context, or the machine cannot.
+pub fn answer(
+    chat: &mut Chat<'_>,
+    question: &str,
+    most: usize,
+    machine: &Machine,
+) -> Result<(), Error> {
+    STOP.store(false, Ordering::SeqCst);
+    ANSWERING.store(true, Ordering::SeqCst);
+    let timing = chat.answer(question, most, |piece| print(piece) && !STOP.load(Ordering::SeqCst));
+    ANSWERING.store(false, Ordering::SeqCst);
+    let timing = timing?;
+    print("\n");
+    say(&format!("{timing}, on {}", machine.name()));
+    Ok(())
 }

@@ -15,14 +15,12 @@ pub mod chat;
 pub mod checkpoint;
 pub mod command;
 pub mod error;
-pub mod interrupt;
 pub mod llama;
 pub mod machine;
 pub mod matrix;
 pub mod page;
 pub mod picture;
 pub mod program;
-pub mod terminal;
 pub mod text;
 pub mod translator;
 

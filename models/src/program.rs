@@ -21,8 +21,11 @@ pub struct Program {
 enum Step {
     Kernel(Launch),
     Library(Dispatch),
-    Cpu(Box<dyn Fn(&Runner) -> Result<(), Error>>),
+    Cpu(Function),
 }
+
+/// What an operation is on the CPU; its tensors are its own.
+type Function = Box<dyn Fn(&Runner) -> Result<(), Error>>;
 
 /// A layer: `x w^T + bias`.
 #[derive(Clone, Debug)]

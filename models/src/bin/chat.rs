@@ -4,8 +4,7 @@ use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use wgpu_attention_models::Error;
 use wgpu_attention_models::chat::{Chat, SYSTEM};
-use wgpu_attention_models::command::{self, Arguments, print, say};
-use wgpu_attention_models::interrupt;
+use wgpu_attention_models::command::{self, Arguments};
 use wgpu_attention_models::llama::Llama;
 use wgpu_attention_models::program::Sampling;
 
@@ -29,49 +28,37 @@ fn main() -> ExitCode {
 
 fn converse(arguments: &Arguments) -> Result<(), Error> {
     let above_0 = |x: &f32| *x >= 0.001 && x.is_finite();
-    let sampling = Sampling::Random {
+    let share = |x: &f32| above_0(x) && *x <= 1.0;
+    let mut sampling = Sampling::Random {
         temperature: arguments.value("--temperature", 0.2, "a number from 0.001", above_0)?,
-        top_p: arguments
-            .value("--top-p", 0.9, "a number from 0.001 to 1", |p| above_0(p) && *p <= 1.0)?,
+        top_p: arguments.value("--top-p", 0.9, "a number from 0.001 to 1", share)?,
         seed: arguments.value("--seed", 1, "a whole number", |_| true)?,
     };
-    let sampling = if arguments.has("--greedy") { Sampling::Greedy } else { sampling };
-    let positive = |n: &usize| *n > 0;
-    let most = arguments.value("--tokens", 512, "a number from 1", positive)?;
+    if arguments.text("--greedy").is_some() {
+        sampling = Sampling::Greedy;
+    }
+    let most = arguments.value("--tokens", 512, "a number from 1", |n| *n > 0)?;
     let machine = arguments.machine()?;
     let model = Llama::load(&machine, &arguments.folder())?;
-    let context =
-        arguments.value("--context", model.context.min(2048), "a number from 1", positive)?;
+    let context = model.context.min(2048);
+    let context = arguments.value("--context", context, "a number from 1", |n| *n > 0)?;
     let system = arguments.text("--system").unwrap_or(SYSTEM);
     let mut chat = Chat::new(&model, context, sampling, system)?;
-    interrupt::listen()?;
-
-    let (prompt, name) = (arguments.rest.join(" "), machine.name());
-    if !prompt.is_empty() {
-        return answer(&mut chat, &prompt, most, &name);
+    command::listen()?;
+    if !arguments.rest.is_empty() {
+        return command::answer(&mut chat, &arguments.rest.join(" "), most, &machine);
     }
-    let person = std::io::stdin().is_terminal();
     let mut lines = std::io::stdin().lock().lines();
     loop {
-        if person {
+        if std::io::stdin().is_terminal() {
             // Without a new line, so that the question stands beside it.
             let _ = write!(std::io::stderr(), "> ");
         }
         match lines.next() {
             Some(Ok(line)) if line.trim().is_empty() => {}
-            Some(Ok(line)) => answer(&mut chat, line.trim(), most, &name)?,
+            Some(Ok(line)) => command::answer(&mut chat, line.trim(), most, &machine)?,
             Some(Err(error)) => return Err(Error::Usage(format!("standard input: {error}"))),
             None => return Ok(()),
         }
     }
-}
-
-fn answer(chat: &mut Chat<'_>, question: &str, most: usize, machine: &str) -> Result<(), Error> {
-    let (timing, _) = interrupt::while_answering(|go_on| {
-        chat.answer(question, most, |piece| print(piece) && go_on())
-    });
-    let timing = timing?;
-    print("\n");
-    say(&format!("{timing}, on {machine}"));
-    Ok(())
 }

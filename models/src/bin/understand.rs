@@ -5,7 +5,14 @@ use std::process::ExitCode;
 use wgpu_attention_models::bert::{Bert, Understood};
 use wgpu_attention_models::command::{self, Arguments, print, say};
 use wgpu_attention_models::picture::Picture;
-use wgpu_attention_models::{Error, page, terminal};
+use wgpu_attention_models::{Error, page};
+
+// The library's examples show the same.
+#[allow(dead_code, reason = "mixed colours are the examples'")]
+#[path = "../../../examples/support/colours.rs"]
+mod colours;
+#[path = "../../../examples/support/terminal.rs"]
+mod terminal;
 
 const HELP: &str = "\
 understand TEXT...
@@ -21,16 +28,7 @@ fn main() -> ExitCode {
 }
 
 fn understand(arguments: &Arguments) -> Result<(), Error> {
-    let mut texts = arguments.rest.clone();
-    if texts.is_empty() {
-        let all = std::io::read_to_string(std::io::stdin());
-        let all = all.map_err(|error| Error::Usage(format!("standard input: {error}")))?;
-        texts =
-            all.lines().map(str::trim).filter(|line| !line.is_empty()).map(Into::into).collect();
-    }
-    if texts.is_empty() {
-        return Err(Error::Usage("a TEXT is wanted: see --help".to_owned()));
-    }
+    let texts = arguments.lines("\n")?;
     let machine = arguments.machine()?;
     let model = Bert::load(&machine, &arguments.folder())?;
     let in_model = |layer: &usize| *layer < model.layers;
@@ -78,10 +76,8 @@ fn similarities(texts: &[String], understood: &Understood) {
         let numbers = (1..=texts.len()).map(|index| format!("{index:>7}"));
         print(&format!("\n   {}\n", numbers.collect::<String>()));
         for row in 0..texts.len() {
-            let cells = (0..texts.len()).map(|column| {
-                let similarity = understood.similarity(row, column);
-                terminal::shaded(&format!("{similarity:>7.3}"), similarity, terminal::colours())
-            });
+            let cells = (0..texts.len())
+                .map(|column| format!("{:>7.3}", understood.similarity(row, column)));
             print(&format!("{:>3}{}\n", row + 1, cells.collect::<String>()));
         }
     }
