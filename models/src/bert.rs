@@ -198,7 +198,7 @@ impl Bert {
         let mut program = Program::new(machine);
         program.embed(&tokens, (&self.words, 1.0), Some((&self.places, &positions)), &embedded)?;
         program.norm(&embedded, &self.norm, &x)?;
-        let weights = self.encoder.run(machine, &mut program, &x, [batch, seq_len], Some(&lens))?;
+        let weights = self.encoder.run(&mut program, &x, [batch, seq_len], Some(&lens))?;
         program.pool(&x, &lens, &embeddings)?;
         Ok(Batch { program, seq_len, embeddings, weights })
     }

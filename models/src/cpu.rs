@@ -26,35 +26,27 @@ pub(crate) fn add_places(places: &[f32], positions: &[u32], width: usize, out: &
     }
 }
 
-pub(crate) fn linear(
-    x: &[f32],
-    w: &[f32],
-    inputs: usize,
-    bias: Option<&[f32]>,
-    finish: Finish,
-    out: &mut [f32],
-) {
-    let mut sums = product(x, w, inputs);
-    let outputs = w.len() / inputs;
-    for (sums, out) in sums.chunks_mut(outputs).zip(out.chunks_mut(outputs)) {
-        if let Some(bias) = bias {
+/// What is stored of sums `[rows, outputs]`.
+pub(crate) fn finish(mut sums: Vec<f32>, bias: Option<&[f32]>, finish: Finish, out: &mut [f32]) {
+    if let Some(bias) = bias {
+        for sums in sums.chunks_mut(bias.len()) {
             sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
         }
-        for (sum, out) in sums.iter().zip(out) {
-            *out = match finish {
-                Finish::Store => *sum,
-                Finish::Add => *out + sum,
-                Finish::Relu => sum.max(0.0),
-                Finish::Gelu => gelu(*sum),
-            };
-        }
+    }
+    for (sum, out) in sums.into_iter().zip(out) {
+        *out = match finish {
+            Finish::Store => sum,
+            Finish::Add => *out + sum,
+            Finish::Relu => sum.max(0.0),
+            Finish::Gelu => gelu(sum),
+        };
     }
 }
 
 /// `[rows, outputs]`: `x w^T` of x `[rows, inputs]` and w `[outputs, inputs]`.
 #[allow(unsafe_code, reason = "gemm takes pointers")]
 #[rustfmt::skip] // One line of arguments, not nineteen.
-fn product(x: &[f32], w: &[f32], inputs: usize) -> Vec<f32> {
+pub(crate) fn product(x: &[f32], w: &[f32], inputs: usize) -> Vec<f32> {
     let (rows, outputs) = (x.len() / inputs, w.len() / inputs);
     assert!(x.len() == rows * inputs && w.len() == outputs * inputs);
     let mut out = vec![0.0; rows * outputs];

@@ -3,7 +3,7 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
-use crate::machine::{Machine, Tensor};
+use crate::machine::Tensor;
 use crate::program::{Attention, Finish, Linear, Norm, Program};
 use wgpu_attention::{Layout, Problem, Shape};
 
@@ -48,14 +48,8 @@ pub(crate) fn narrow(n: usize) -> Result<u32, Error> {
 
 impl Feed {
     /// x `[rows, width]` is overwritten.
-    pub(crate) fn run(
-        &self,
-        machine: &Machine,
-        program: &mut Program,
-        x: &Tensor,
-        out: &Tensor,
-    ) -> Result<(), Error> {
-        let inner = machine.zeros(x.len() / self.up.w.cols * self.up.w.rows)?;
+    pub(crate) fn run(&self, program: &mut Program, x: &Tensor, out: &Tensor) -> Result<(), Error> {
+        let inner = program.machine.zeros(x.len() / self.up.w.cols * self.up.w.rows)?;
         program.linear(x, &self.up, self.activation, &inner)?;
         program.linear(&inner, &self.down, Finish::Add, x)?;
         program.norm(x, &self.norm, out)
@@ -67,12 +61,12 @@ impl Encoder {
     /// the attention weights of each layer, `[batch, heads, seq_len, seq_len]`, are kept.
     pub(crate) fn run(
         &self,
-        machine: &Machine,
         program: &mut Program,
         x: &Tensor,
         [batch, seq_len]: [usize; 2],
         lens: Option<&Tensor>,
     ) -> Result<Vec<Tensor>, Error> {
+        let machine = program.machine.clone();
         let width = x.len() / (batch * seq_len);
         let [middle, attended] = [machine.zeros(x.len())?, machine.zeros(x.len())?];
         let qkv = machine.zeros(3 * x.len())?;
@@ -97,7 +91,7 @@ impl Encoder {
             })?;
             program.linear(&attended, &layer.back, Finish::Add, x)?;
             program.norm(x, &layer.norm, &middle)?;
-            layer.feed.run(machine, program, &middle, x)?;
+            layer.feed.run(program, &middle, x)?;
         }
         Ok(kept)
     }

@@ -12,7 +12,7 @@ use wgpu_attention::{
 
 /// Operations in the order in which they run, bound once, run as often as is wanted.
 pub struct Program {
-    machine: Machine,
+    pub(crate) machine: Machine,
     steps: Vec<Step>,
     /// Attention among them, each with the number of its step.
     pub attention: Vec<(usize, Attention)>,
@@ -232,8 +232,8 @@ impl Program {
         let out = out.clone();
         self.ours(kernel, workgroups, move || {
             let bias = bias.as_ref().map(Tensor::numbers);
-            let (w, inputs) = (w.codes.numbers(), w.cols);
-            cpu::linear(&x.numbers(), &w, inputs, bias.as_deref(), finish, &mut out.numbers_mut());
+            let sums = cpu::product(&x.numbers(), &w.codes.numbers(), w.cols);
+            cpu::finish(sums, bias.as_deref(), finish, &mut out.numbers_mut());
         })
     }
 

@@ -202,7 +202,7 @@ impl Translator {
         let memory = machine.zeros(rows * width)?;
         let mut encode = Program::new(machine);
         self.embed(&mut encode, &machine.tensor(source)?, &positions, &memory)?;
-        self.encoder.run(machine, &mut encode, &memory, [1, rows], None)?;
+        self.encoder.run(&mut encode, &memory, [1, rows], None)?;
 
         // No token yet: one that no table has.
         let (token, position) = (machine.tensor(&[u32::MAX])?, machine.zeros(1)?);
@@ -238,7 +238,7 @@ impl Translator {
             })?;
             decode.linear(&attended, &layer.back, Finish::Add, &middle)?;
             decode.norm(&middle, &layer.norm, &stream)?;
-            layer.feed.run(machine, &mut decode, &stream, &middle)?;
+            layer.feed.run(&mut decode, &stream, &middle)?;
             // What came out is what the next layer takes.
             std::mem::swap(&mut stream, &mut middle);
         }
