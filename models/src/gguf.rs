@@ -50,17 +50,15 @@ pub(crate) fn parse(file: &[u8]) -> Parsed {
     let (tensor_count, value_count) = (u64(rest)?, u64(rest)?);
     let mut settings = Map::new();
     for _ in 0..value_count {
-        let (len, name) = (u64(rest)?, SETTINGS);
-        let key = text(rest, len)?;
+        let key = name(rest)?;
         let kind = u32(rest)?;
-        let key = name.iter().find(|(gguf, _)| *gguf == key).map_or(key, |(_, hub)| (*hub).into());
+        let known = SETTINGS.iter().find(|(gguf, _)| *gguf == key);
+        let key = known.map_or(key, |(_, hub)| (*hub).to_owned());
         settings.insert(key, value(rest, kind, 0)?);
     }
     let mut tensors = HashMap::new();
     for _ in 0..tensor_count {
-        let len = u64(rest)?;
-        let name =
-            TENSORS.iter().fold(text(rest, len)?, |name, (gguf, hub)| name.replace(gguf, hub));
+        let name = TENSORS.iter().fold(name(rest)?, |name, (gguf, hub)| name.replace(gguf, hub));
         let axes = u32(rest)?;
         let sizes = (0..axes).map(|_| u64(rest).map(usize::try_from));
         let sizes = sizes.collect::<Result<Result<Vec<_>, _>, _>>()?;
@@ -83,6 +81,12 @@ pub(crate) fn parse(file: &[u8]) -> Parsed {
     Ok((settings, tensors))
 }
 
+/// A text, after its length.
+fn name(rest: &mut &[u8]) -> Read<String> {
+    let len = u64(rest)?;
+    text(rest, len)
+}
+
 /// A value of the metadata. Lists of lists of lists are not known.
 fn value(rest: &mut &[u8], kind: u32, depth: u32) -> Read<Value> {
     Ok(match kind {
@@ -93,10 +97,7 @@ fn value(rest: &mut &[u8], kind: u32, depth: u32) -> Read<Value> {
         4 => u32(rest)?.into(),
         5 => i32::from_le_bytes(next(rest)?).into(),
         6 => f32::from_le_bytes(next(rest)?).into(),
-        8 => {
-            let len = u64(rest)?;
-            text(rest, len)?.into()
-        }
+        8 => name(rest)?.into(),
         9 if depth < 2 => {
             let (kind, count) = (u32(rest)?, u64(rest)?);
             (0..count).map(|_| value(rest, kind, depth + 1)).collect::<Read<Vec<_>>>()?.into()

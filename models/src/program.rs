@@ -139,13 +139,24 @@ impl Program {
         workgroups: [usize; 2],
         function: impl Fn() + 'static,
     ) -> Result<(), Error> {
-        self.steps.push(match self.machine.runner.device() {
-            Some((device, ..)) => Step::Kernel(kernel.launch(&self.machine, device, workgroups)?),
-            None => Step::Cpu(Box::new(move |_| {
+        match self.machine.runner.device() {
+            Some((device, ..)) => {
+                let launch = kernel.launch(&self.machine, device, workgroups)?;
+                self.steps.push(Step::Kernel(launch));
+                Ok(())
+            }
+            None => self.on_cpu(move |_| {
                 function();
                 Ok(())
-            })),
-        });
+            }),
+        }
+    }
+
+    fn on_cpu(
+        &mut self,
+        function: impl Fn(&Runner) -> Result<(), Error> + 'static,
+    ) -> Result<(), Error> {
+        self.steps.push(Step::Cpu(Box::new(function)));
         Ok(())
     }
 
@@ -336,14 +347,13 @@ impl Program {
             return self.library(library, library.plan_rotary(&embedding), &tensors);
         }
         let [x, cos, sin, offsets, out] = [x, cos, sin, pos_offsets, out].map(Tensor::clone);
-        self.steps.push(Step::Cpu(Box::new(move |runner| {
+        self.on_cpu(move |runner| {
             let (x, cos, sin) = (&x.numbers(), &cos.numbers(), &sin.numbers());
             let inputs = RotaryInputs { x, cos, sin, pos_offsets: &offsets.words(), new_lens: &[] };
             let turned = runner.rotary_embedding(&embedding, &inputs).map_err(Error::device)?;
             out.numbers_mut()[..turned.len()].copy_from_slice(&turned);
             Ok(())
-        })));
-        Ok(())
+        })
     }
 
     /// The library's append of keys and values to a cache, whose `kv_lens`, `[1]` u32, count the new ones already.
@@ -362,15 +372,14 @@ impl Program {
         }
         let (new, caches, kv_lens) =
             (new.map(Tensor::clone), [k, v].map(Tensor::clone), kv_lens.clone());
-        self.steps.push(Step::Cpu(Box::new(move |_| {
+        self.on_cpu(move |_| {
             let (new, mut caches) =
                 (new.each_ref().map(Tensor::numbers), caches.each_ref().map(Tensor::numbers_mut));
             let [new_k, new_v] = &new;
             let [k, v] = &mut caches;
             cpu::append(&append, [new_k, new_v], [k, v], kv_lens.words()[0] as usize);
             Ok(())
-        })));
-        Ok(())
+        })
     }
 
     /// The library's attention.
@@ -390,7 +399,7 @@ impl Program {
             }
             return self.library(library, library.plan(problem), &tensors);
         }
-        self.steps.push(Step::Cpu(Box::new(move |runner| {
+        self.on_cpu(move |runner| {
             let Attention { problem, qkv, lens, weights, out } = &attention;
             let [q, k, v] = qkv.each_ref().map(Tensor::numbers);
             let lens = lens.each_ref().map(|lens| lens.as_ref().map(Tensor::words));
@@ -403,7 +412,6 @@ impl Program {
                 tensor.numbers_mut()[..weights.len()].copy_from_slice(&weights);
             }
             Ok(())
-        })));
-        Ok(())
+        })
     }
 }
