@@ -91,8 +91,7 @@ impl<'a> Transfer<'a> {
             transfer.give(Operand::Keep, Data::Bytes(mask_bytes(keep, MaskFormat::Bytes)));
         }
         if problem.dropout.is_some_and(|dropout| dropout.mask == DropoutMask::Seeded) {
-            let words = seed_words(inputs.seed);
-            transfer.give(Operand::Seed, Data::Bytes(bytemuck::cast_slice(&words).to_vec()));
+            transfer.give_seed(inputs.seed);
         } else if inputs.seed != 0 {
             return Err(BindError::Unused { tensor: Operand::Seed.name().into() }.into());
         }
@@ -165,6 +164,11 @@ impl<'a> Transfer<'a> {
         Ok(transfer)
     }
 
+    pub(crate) fn give_seed(&mut self, seed: u64) {
+        let words = seed_words(seed);
+        self.give(Operand::Seed, Data::Bytes(bytemuck::cast_slice(&words).to_vec()));
+    }
+
     pub(crate) fn give(&mut self, operand: Operand, data: Data<'a>) {
         if !data.bytes().is_empty() {
             self.inputs.push((operand, data));
@@ -213,6 +217,16 @@ impl<'a> Transfer<'a> {
             Some((_, Data::F32(data))) => data,
             _ => &[],
         }
+    }
+
+    /// The seed given; 0 where there is none.
+    #[cfg(feature = "cpu")]
+    pub(crate) fn seed(&self) -> u64 {
+        let given = self.inputs.iter().find(|(operand, _)| *operand == Operand::Seed);
+        given.map_or(0, |(_, data)| {
+            let [low, high]: [u32; 2] = bytemuck::pod_read_unaligned(data.bytes());
+            u64::from(high) << 32 | u64::from(low)
+        })
     }
 
     /// Elements asked of `operand`.

@@ -23,7 +23,8 @@ mod plan;
 /// itself in self-attention and another sequence in cross-attention.
 ///
 /// Weights are `[outputs, inputs]`, as PyTorch's `nn.Linear` keeps them. See
-/// [Attention Is All You Need](https://arxiv.org/abs/1706.03762), section 3.2.2.
+/// [Attention Is All You Need](https://arxiv.org/abs/1706.03762), section 3.2.2. Where the layer
+/// [drops attention weights](Self::with_dropout), it takes a seed too: another one every step of training.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct SelfAttention {
@@ -39,6 +40,8 @@ pub struct SelfAttention {
     pub mask: Mask,
     /// Factor on `q . k`; `None` is `1 / sqrt(head_dim)`.
     pub scale: Option<f32>,
+    /// Probability in `[0, 1)` with which attention weights are dropped, by random numbers of a seed that is given.
+    pub dropout: Option<f32>,
     /// `W_q`, `W_k` and `W_v` are one matrix, their biases one vector. Not for cross-attention.
     pub packed: bool,
     /// The projections have biases.
@@ -65,6 +68,7 @@ impl SelfAttention {
             out_dim: model_dim,
             mask: Mask::FULL,
             scale: None,
+            dropout: None,
             packed: false,
             biases: false,
             weights: false,
@@ -102,6 +106,14 @@ impl SelfAttention {
     #[must_use]
     pub fn scale(self, scale: f32) -> Self {
         Self { scale: Some(scale), ..self }
+    }
+
+    /// Drops attention weights with probability `p` in `[0, 1)`, as [`Problem::with_dropout`] does, by random numbers of
+    /// a [`seed`](crate::Tensors::seed) that is given. The gradients drop the same ones by the same seed. With `p` 0
+    /// the kernels are those without dropout, and the seed may be left out. Weights that are handed out are those before.
+    #[must_use]
+    pub fn with_dropout(self, p: f32) -> Self {
+        Self { dropout: Some(p), ..self }
     }
 
     /// One matrix `w_qkv` and one bias `b_qkv` in place of three.
@@ -157,7 +169,10 @@ impl SelfAttention {
         problem.scale = self.scale;
         problem.weights = self.weights;
         problem.lse = self.saved;
-        problem
+        match self.dropout {
+            Some(p) => problem.with_dropout(p),
+            None => problem,
+        }
     }
 
     /// Columns of all heads of q, k and v.

@@ -110,6 +110,14 @@ fn cross_attention_to_a_context_of_another_width_and_length() {
 }
 
 #[test]
+fn layers_that_drop_weights() {
+    let causal = usual(37).mask(Mask::CAUSAL).with_biases();
+    is_right(causal.with_dropout(0.3));
+    is_right(causal.packed().with_weights().with_dropout(0.5));
+    is_right(usual(67).with_heads(6, 2, 32, 32).with_context(53, 64).with_dropout(0.1));
+}
+
+#[test]
 fn without_context_the_output_is_the_last_bias() {
     for layer in [usual(37).with_context(0, 64), usual(37).with_context(0, 64).with_weights()] {
         for layer in [layer, layer.with_biases()] {
@@ -178,7 +186,8 @@ fn run(
     (layer, algorithm, whole): (&SelfAttention, Algorithm, usize),
     inputs: &LayerInputs<'_>,
 ) -> Vec<f32> {
-    let LayerInputs { x, context, w_q, w_k, w_v, w_qkv, w_o, b_q, b_k, b_v, b_qkv, b_o } = *inputs;
+    let LayerInputs { x, context, w_q, w_k, w_v, w_qkv, w_o, b_q, b_k, b_v, b_qkv, b_o, .. } =
+        *inputs;
     let rows = (layer.shape.batch * layer.shape.q_len) as usize;
     let out = gpu.output(rows * layer.out_dim as usize);
     let data = [x, context, w_q, w_k, w_v, w_qkv, w_o, b_q, b_k, b_v, b_qkv, b_o];

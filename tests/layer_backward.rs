@@ -110,9 +110,13 @@ type Place = fn(&mut Data) -> &mut Vec<f32>;
 fn the_formula_agrees_with_central_differences() {
     let layer = SelfAttention::new(2, 5, 6, 2).expect("an even split").with_biases();
     let grouped = layer.with_heads(4, 2, 3, 2).with_out_dim(5).mask(Mask::CAUSAL);
-    for layer in
-        [layer, grouped, grouped.mask(Mask::window(2)).scale(-0.7), grouped.with_context(4, 3)]
-    {
+    for layer in [
+        layer,
+        grouped,
+        grouped.mask(Mask::window(2)).scale(-0.7),
+        grouped.with_context(4, 3),
+        grouped.with_dropout(0.4),
+    ] {
         let (data, d_out) = (Data::new(&layer, 1), d_out(&layer, 1));
         let loss = |data: &Data| -> f64 {
             let (out, _) = formula::<f64>(&layer, data);
@@ -181,6 +185,14 @@ fn cross_attention_to_a_context_of_another_width_and_length() {
 }
 
 #[test]
+fn layers_that_drop_weights() {
+    let causal = usual(37).mask(Mask::CAUSAL).with_biases();
+    is_right(causal.with_dropout(0.3));
+    is_right(causal.packed().with_dropout(0.5));
+    is_right(usual(67).with_heads(6, 2, 32, 32).with_context(53, 64).with_dropout(0.1));
+}
+
+#[test]
 fn one_row_of_one_sequence() {
     is_right(SelfAttention::new(1, 1, 8, 2).expect("an even split").with_biases());
 }
@@ -239,7 +251,7 @@ macro_rules! tensor {
 
 impl Buffers {
     fn new(gpu: &Gpu, inputs: &LayerInputs<'_>, d_out: &[f32], gap: usize) -> Self {
-        let LayerInputs { x, context, w_q, w_k, w_v, w_qkv, w_o, b_q, b_k, b_v, b_qkv, b_o } =
+        let LayerInputs { x, context, w_q, w_k, w_v, w_qkv, w_o, b_q, b_k, b_v, b_qkv, b_o, seed } =
             *inputs;
         let all: [(&'static str, &[f32], Give, Give); 12] = [
             tensor!(x, d_x),
@@ -258,6 +270,12 @@ impl Buffers {
         let shifted = |data: &[f32]| [&vec![f32::NAN; gap], data].concat();
         let mut buffers = Self { inputs: Vec::new(), outputs: Vec::new(), gap: 4 * gap as u64 };
         buffers.inputs.push((|tensors, slice| tensors.d_out(slice), gpu.input(&shifted(d_out))));
+        if let Some(seed) = seed {
+            #[allow(clippy::cast_possible_truncation, reason = "the halves of a seed")]
+            let words = [seed as u32, (seed >> 32) as u32].map(f32::from_bits);
+            let give: Give = |tensors, slice| tensors.seed(slice);
+            buffers.inputs.push((give, gpu.input(&shifted(&words))));
+        }
         for (name, data, give, give_gradient) in
             all.into_iter().filter(|(_, data, ..)| !data.is_empty())
         {
@@ -352,7 +370,10 @@ fn a_binding_of_a_mebibyte() {
 #[test]
 fn slices_start_anywhere_and_nothing_around_them_is_written() {
     let gpu = Gpu::new(|_| ());
-    for layer in [usual(37).with_biases(), usual(37).packed(), usual(19).with_context(23, 64)] {
+    let dropped = usual(37).mask(Mask::CAUSAL).with_dropout(0.3);
+    for layer in
+        [usual(37).with_biases(), usual(37).packed(), usual(19).with_context(23, 64), dropped]
+    {
         let (data, d_out) = (Data::new(&layer, 1), d_out(&layer, 1));
         let answer = Answer::of(&layer, &data, &d_out);
         for way in ways() {

@@ -97,7 +97,8 @@ impl<'a> Heads<'a> {
             Self { q: q.into(), kv: kv.into(), out: Cow::Borrowed(&[]), lse: Cow::Borrowed(&[]) };
         let [q, k, v] = heads.qkv(layer)?;
         let results = Results { out: &mut out, lse: Some(&mut lse), weights, scores: None };
-        attend::forward(&problem, &Inputs::new(q, k, v), results, meter)?;
+        let inputs = Inputs::new(q, k, v).seed(transfer.seed());
+        attend::forward(&problem, &inputs, results, meter)?;
         Ok(Self { out: out.into(), lse: lse.into(), ..heads })
     }
 

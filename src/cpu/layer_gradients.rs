@@ -53,8 +53,8 @@ pub(crate) fn layer_backward(
     let [q, k, v] = heads.qkv(layer)?;
     let (out, lse) = (&heads.out[..], &heads.lse[..]);
     let given = BackwardInputs { out, lse, d_out: &d_heads, ..BackwardInputs::default() };
-    let inside =
-        super::backward::layer_products(&attention, &Inputs::new(q, k, v), &given, &meter)?;
+    let inputs = Inputs::new(q, k, v).seed(transfer.seed());
+    let inside = super::backward::layer_products(&attention, &inputs, &given, &meter)?;
     first_projections(layer, transfer, &inside, &mut gradients, &meter)?;
     Ok(gradients)
 }

@@ -21,8 +21,8 @@ use crate::problem::Problem;
 /// Each in its turn, from the last projection through the [`Backward`] of the attention to the first three, whose
 /// gradients of x add up. Nothing is summed by atomics: the same inputs give the same bits.
 ///
-/// Plans bind x, the context and the weights as the layer does, [`d_out`](crate::Tensors::d_out) as the layer's out,
-/// and for results [`d_x`](crate::Tensors::d_x) and so on, one of each that the layer has. The layer's
+/// Plans bind x, the context, the weights and the seed of dropout as the layer does, [`d_out`](crate::Tensors::d_out) as
+/// the layer's out, and for results [`d_x`](crate::Tensors::d_x) and so on, one of each that the layer has. The layer's
 /// biases may be given.
 ///
 /// The gradients need q, k, v, the heads' results and the log-sum-exp of their rows. A layer
@@ -69,6 +69,7 @@ impl LayerBackward {
         let mut operands = self.layer.inputs();
         operands.extend(operands.clone().into_iter().map(gradient_of));
         operands.push(Operand::DOut);
+        operands.extend(self.layer.dropout.map(|_| Operand::Seed));
         operands.extend(self.layer.saved.then_some(Operand::Saved));
         operands
     }

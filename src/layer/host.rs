@@ -4,13 +4,13 @@ use super::backward::gradient_of;
 use super::plan::Inside;
 use super::{LayerBackward, SelfAttention};
 use crate::encoding::Data;
-use crate::error::Error;
+use crate::error::{BindError, Error};
 use crate::host::{Transfer, checked};
 use crate::operand::Operand;
 use crate::outputs::FromOutputs;
 use crate::shape::DType;
 
-/// Inputs of one layer. Biases are given exactly where the layer has them.
+/// Inputs of one layer. Biases are given exactly where the layer has them, as is a seed.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(clippy::exhaustive_structs, reason = "filled in by field name, with ..Default::default()")]
 pub struct LayerInputs<'a> {
@@ -38,6 +38,8 @@ pub struct LayerInputs<'a> {
     pub b_qkv: &'a [f32],
     /// `[out_dim]`.
     pub b_o: &'a [f32],
+    /// Seed of dropout, where the layer has it: the same for its gradients.
+    pub seed: Option<u64>,
 }
 
 /// The gradient of a layer's output in host memory, and what the layer saved.
@@ -184,6 +186,16 @@ impl<'a> Transfer<'a> {
         let mut transfer = Self { inputs: Vec::new(), buffers: Vec::new(), outputs: Vec::new() };
         for (operand, data, required) in layer.inputs_in(inputs) {
             transfer.give(operand, Data::F32(checked(operand, data, required, true)?));
+        }
+        let tensor = || Operand::Seed.name().into();
+        match (layer.dropout, inputs.seed) {
+            (Some(_), Some(seed)) => transfer.give_seed(seed),
+            (None, Some(_)) => return Err(BindError::Unused { tensor: tensor() }.into()),
+            (Some(p), None) if p > 0.0 => {
+                return Err(BindError::Missing { tensor: tensor() }.into());
+            }
+            // Nothing is drawn.
+            (_, None) => {}
         }
         Ok(transfer)
     }

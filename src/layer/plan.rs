@@ -119,6 +119,7 @@ impl SelfAttention {
         let s = self.shape;
         let mut known = self.inputs();
         known.push(Operand::Out);
+        known.extend(self.dropout.map(|_| Operand::Seed));
         known.extend(self.weights.then_some(Operand::Weights));
         known.extend(self.saved.then_some(Operand::Saved));
         if s.batch == 0 || s.q_len == 0 {

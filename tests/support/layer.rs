@@ -2,7 +2,7 @@
 
 use super::random::Random;
 use std::ops::{Add, Div, Mul, Sub};
-use wgpu_attention::{LayerGradients, LayerInputs, SelfAttention};
+use wgpu_attention::{LayerGradients, LayerInputs, Pair, Problem, SelfAttention};
 
 /// f32, as an honest evaluation takes it, or f64, which is the answer.
 pub(crate) trait Real:
@@ -40,6 +40,8 @@ pub(crate) struct Data {
     pub(crate) b: [Vec<f32>; 4],
     w_qkv: Vec<f32>,
     b_qkv: Vec<f32>,
+    /// Of dropout, where the layer has it.
+    pub(crate) seed: Option<u64>,
 }
 
 impl Data {
@@ -67,14 +69,15 @@ impl Data {
             b_qkv: if layer.packed { b[..3].concat() } else { Vec::new() },
             w: [w_q, w_k, w_v, w_o],
             b,
+            seed: layer.dropout.map(|_| 0xfeed_0123_4567_89ab ^ seed << 20),
         }
     }
 
     pub(crate) fn inputs(&self, packed: bool) -> LayerInputs<'_> {
         let [w_q, w_k, w_v, w_o] = &self.w;
         let [b_q, b_k, b_v, b_o] = &self.b;
-        let Self { x, context, w_qkv, b_qkv, .. } = self;
-        let all = LayerInputs { x, context, w_o, b_o, ..LayerInputs::default() };
+        let Self { x, context, w_qkv, b_qkv, seed, .. } = self;
+        let all = LayerInputs { x, context, w_o, b_o, seed: *seed, ..LayerInputs::default() };
         if packed {
             LayerInputs { w_qkv, b_qkv, ..all }
         } else {
@@ -128,6 +131,14 @@ fn scale<T: Real>(layer: &SelfAttention) -> T {
     T::from(layer.scale.unwrap_or(1.0 / f32::from(narrow(layer.shape.head_dim)).sqrt()))
 }
 
+/// What dropout multiplies a weight by.
+fn kept<T: Real>(layer: &SelfAttention, data: &Data, (b, h, i): (u32, u32, u32), j: u32) -> T {
+    let Some(p) = layer.dropout else { return T::from(1.0) };
+    let dropout = Problem::new(layer.shape).with_dropout(p).dropout.expect("asked for");
+    let keeps = dropout.keeps(data.seed.unwrap_or_default(), Pair::new(b, h, i, j, 0));
+    if keeps { T::from(1.0) / (T::from(1.0) - T::from(p)) } else { T::from(0.0) }
+}
+
 /// Every query row: batch, head, row.
 fn rows(layer: &SelfAttention) -> impl Iterator<Item = (u32, u32, u32)> {
     let s = layer.shape;
@@ -165,7 +176,8 @@ fn inside<T: Real>(layer: &SelfAttention, data: &Data) -> Inside<T> {
         for (j, e) in seen.zip(exps) {
             row[j as usize] = e / sum;
             let v = &v[key(layer, b, h, j) * dv..][..dv];
-            heads[at * dv..].iter_mut().zip(v).for_each(|(o, v)| *o = *o + e / sum * *v);
+            let p = e / sum * kept(layer, data, (b, h, i), j);
+            heads[at * dv..].iter_mut().zip(v).for_each(|(o, v)| *o = *o + p * *v);
         }
         weights.extend(row);
     }
@@ -212,10 +224,12 @@ pub(crate) fn gradients<T: Real>(layer: &SelfAttention, data: &Data, d_out: &[f3
         let delta = dot(d_row, &heads[at * dv..][..dv]);
         for (j, p) in (0..s.kv_len).zip(weights) {
             let key = key(layer, b, h, j);
-            let d_score = *p * (dot(d_row, &v[key * dv..][..dv]) - delta) * scale(layer);
+            let kept = kept::<T>(layer, data, (b, h, i), j);
+            let d_p = kept * dot(d_row, &v[key * dv..][..dv]);
+            let d_score = *p * (d_p - delta) * scale(layer);
             add(&mut d_q[at * d..][..d], d_score, &k[key * d..][..d]);
             add(&mut d_k[key * d..][..d], d_score, &q[at * d..][..d]);
-            add(&mut d_v[key * dv..][..dv], *p, d_row);
+            add(&mut d_v[key * dv..][..dv], *p * kept, d_row);
         }
     }
     let mut of = |d_y: &[T], i: usize, heads: u32, dim: u32| {
