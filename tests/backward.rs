@@ -181,11 +181,16 @@ fn the_cpu_path_agrees_on_every_shape() {
     agree(Target::Cpu, &*SHAPES);
 }
 
-/// Whole random problems, all features mixed; some gradients not asked for.
-fn agrees_on_random_problems(target: Target, seed: u64, count: u32) {
+/// How many random problems the environment asks for, as of `tests/fuzz.rs`.
+fn many() -> Option<u32> {
+    std::env::var("WGPU_ATTENTION_FUZZ").ok().and_then(|value| value.parse().ok())
+}
+
+/// Whole random problems, all features mixed; some gradients not asked for. Those of a kind share kernels.
+fn agrees_on_random_problems(target: Target, seed: u64, count: u32, of_a_kind: u32) {
     let mut done = 0;
     for (kind, mut random) in kinds(seed, count) {
-        for i in 0..4 {
+        for i in 0..of_a_kind {
             let mut problem = kind.problem(&mut random);
             (problem.weights, problem.scores) = (false, None);
             let mut backward = all_of(&problem);
@@ -211,7 +216,9 @@ fn agrees_on_random_problems(target: Target, seed: u64, count: u32) {
 
 #[test]
 fn the_cpu_path_agrees_on_random_problems() {
-    agrees_on_random_problems(Target::Cpu, 1, if support::small() { 8 } else { 40 });
+    let few = if support::small() { 8 } else { 40 };
+    let (count, of_a_kind) = many().map_or((few, 4), |many| (many.div_ceil(16), 16));
+    agrees_on_random_problems(Target::Cpu, 1, count, of_a_kind);
 }
 
 /// Scores so far below or above 0 that `exp` of them is 0 or infinite: only their distance from the lse counts.
@@ -354,8 +361,13 @@ fn the_kernels_agree_on_every_shape() {
 
 #[test]
 fn the_kernels_agree_on_random_problems() {
-    let count = if support::small() { 2 } else { 20 };
-    (1..).zip(targets()).for_each(|(seed, target)| agrees_on_random_problems(target, seed, count));
+    let few = if support::small() { 2 } else { 20 };
+    let targets: Vec<_> = targets().collect();
+    let of_each = |many: u32| many.div_ceil(16 * u32::try_from(targets.len()).expect("few"));
+    let (count, of_a_kind) = many().map_or((few, 4), |many| (of_each(many).max(2), 16));
+    (1..).zip(targets).for_each(|(seed, target)| {
+        agrees_on_random_problems(target, seed, count, of_a_kind);
+    });
 }
 
 #[test]

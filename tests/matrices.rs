@@ -12,11 +12,12 @@ use support::case::Case;
 use support::catalogue::small;
 use support::draw::kinds;
 use support::emulation::Precision;
+use support::gradients::{self, all_of};
 use support::judge::Answer;
 use support::target::{Target, matrices};
 use wgpu_attention::{
     Algorithm, DType, Lengths, Mask, MaskFormat, MatrixInputs, MatrixKernel, Operand, Pairs,
-    Problem, Shape,
+    Problem, Shape, Slopes,
 };
 
 /// Whether the device has room for a kernel: of two parts of each operand, heads of 64 take 32 KiB.
@@ -149,6 +150,51 @@ fn dropped_weights_agree_with_the_definition() {
     });
     let count = judged(cases);
     assert!(!has_matrices() || count >= 12, "{count} on matrix units");
+}
+
+/// Scores, gradients of weights, and gradients of values from weights; the products with gradients of scores, which may
+/// be of any size, stay with plain kernels.
+#[test]
+fn gradients_agree_with_the_definition() {
+    let known = has_matrices();
+    let shape = Shape::cross_attention(2, 4, 70, 90, 40).with_kv_heads(2).with_v_head_dim(64);
+    let square = Shape::self_attention(1, 2, 129, 64);
+    let (f16, f32) = (DType::F16, DType::F32);
+    let exact = Pairs::new([2, 4, 70, 90]);
+    let all = Problem::new(shape).softcap(3.0).with_alibi(Slopes::PerHead).with_sinks();
+    let cases = [
+        ("plain", Problem::new(shape), 5),
+        ("causal", Problem::new(square).mask(Mask::CAUSAL), 5),
+        ("f32 from f16", Problem::new(square).mask(Mask::window(40)).out_dtype(f32), 2),
+        ("lengths", Problem::new(shape).with_lengths(true, true).mask(Mask::CAUSAL), 5),
+        ("packed", Problem::packed(shape).mask(Mask::CAUSAL), 5),
+        ("all", all.with_bias(f32, exact).mask(Mask::window(30)), 5),
+        ("dropout", Problem::new(shape).with_dropout(0.3), 4),
+    ];
+    for ((name, problem, in_plan), sharp) in
+        cases.into_iter().zip([1.0, 8.0, 20.0].into_iter().cycle())
+    {
+        let out = problem.out_dtype;
+        let mut problem = problem.dtype(f16);
+        if name == "f32 from f16" {
+            problem = problem.out_dtype(out);
+        }
+        let case = Case::new(name, problem.with_lse()).sharp(sharp);
+        let backward = all_of(&case.problem).with_d_lse();
+        let (_, _, attention) = matrices().device().expect("a GPU");
+        let plan = attention.plan_backward_with(&backward, Algorithm::Staged).expect("a plan");
+        // Kernels that load vectors are there a second time, for rows that start elsewhere.
+        let on = format!("{plan:?}").matches("product_coop.wgsl").count();
+        assert_eq!(on, if known { in_plan } else { 0 }, "{name}: {plan}");
+        for algorithm in [Algorithm::Staged, Algorithm::Auto] {
+            let (answer, tensors, given) =
+                gradients::Answer::within(&case, &backward, Precision::HalfWeights);
+            let target = Target::Matrices(algorithm);
+            let got = target.try_backward(&backward, &tensors, &given);
+            let got = got.unwrap_or_else(|error| panic!("{algorithm:?}: {name}: {error}"));
+            answer.check(&got).unwrap_or_else(|error| panic!("{algorithm:?}: {error}"));
+        }
+    }
 }
 
 /// Widths and lengths that are no multiples of a fragment.

@@ -5,7 +5,7 @@ use crate::blocks::{Block, View};
 use crate::error::PlanError;
 use crate::forward::Views;
 use crate::kernels::{
-    AttentionParams, Convert, Element, Features, KeyGradients, Scores, Uses, Values,
+    AttentionParams, Convert, Element, Features, KeyGradients, Product, Scores, Uses, Values,
 };
 use crate::layout::Strides;
 use crate::operand::Operand;
@@ -25,12 +25,11 @@ impl BackwardPlanner<'_, '_> {
         matrices: &Matrices,
     ) -> Result<(), PlanError> {
         let Views { q, k, v, .. } = *self.task.views;
-        let product = self.task.tuning.product;
-        let (block_m, block_n) = product.block();
         let all = self.task.features.clone();
-        for (rows, columns, element, matrix) in
-            [(q, k, all.q, matrices.scores), (self.gradients.d_out, v, all.out, matrices.d_scores)]
-        {
+        let of_queries = (q, k, all.q, matrices.scores, self.task.tuning.product);
+        let of_out = (self.gradients.d_out, v, all.out, matrices.d_scores, self.product_of_d_out());
+        for (rows, columns, element, matrix, product) in [of_queries, of_out] {
+            let (block_m, block_n) = product.block();
             let features = Features { q: element, ..all.clone() };
             let [batch, heads, q_len] = block.counts();
             let kv_heads = block.kv_heads().end - block.kv_heads().start;
@@ -65,6 +64,14 @@ impl BackwardPlanner<'_, '_> {
         Ok(())
     }
 
+    /// What multiplies the gradient of out. It may be of any size: matrix units take it where it is of f16 already.
+    fn product_of_d_out(&self) -> Product {
+        match self.task.features.out {
+            Element::F16 => self.task.tuning.product,
+            _ => Tuning::of(self.task.to.capabilities).product,
+        }
+    }
+
     /// Of values, from weights and the gradient of out; of keys, from gradients of scores and queries.
     pub(super) fn key_gradients(
         &mut self,
@@ -79,8 +86,8 @@ impl BackwardPlanner<'_, '_> {
         let features = self.task.features.clone();
         let (matrix, x, x_element, view, product) = if of_values {
             // The weights of dropout may be past what a fragment's scale leaves room for.
-            let product =
-                if self.task.problem.dropout.is_some() { plain } else { self.task.tuning.product };
+            let drops = self.task.problem.dropout.is_some();
+            let product = if drops { plain } else { self.product_of_d_out() };
             (matrices.scores, d_out, features.out, d_v, product)
         } else {
             // Gradients of scores may be of any size: matrix units would lose small ones.

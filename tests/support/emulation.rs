@@ -51,7 +51,7 @@ pub(crate) enum Precision {
 }
 
 impl Precision {
-    fn of(self, x: f32) -> f32 {
+    pub(crate) fn of(self, x: f32) -> f32 {
         let half = |x: f32| half::f16::from_f32(x).to_f32();
         match self {
             Self::Full => x,

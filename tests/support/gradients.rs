@@ -2,7 +2,7 @@
 
 use super::At;
 use super::case::{Case, Tensors, extent, positions, rounded, rows, start};
-use super::emulation::{self, Place};
+use super::emulation::{self, Place, Precision};
 use super::judge::{FLOOR, error};
 use super::random::Random;
 use wgpu_attention::{Backward, BackwardInputs, Gradients, Pairs, Problem, Strides, reference};
@@ -82,6 +82,16 @@ impl Given {
 
 /// The formula in f32, one row at a time, in the plain order; gradients as they are stored.
 pub(crate) fn emulated(backward: &Backward, tensors: &Tensors, given: &Given) -> Gradients {
+    emulated_within(backward, tensors, given, Precision::Full)
+}
+
+/// The same, where the weights that values are multiplied with keep this much.
+fn emulated_within(
+    backward: &Backward,
+    tensors: &Tensors,
+    given: &Given,
+    precision: Precision,
+) -> Gradients {
     let problem = &backward.problem;
     let s = problem.tensor_shape();
     let e = &tensors.extra;
@@ -138,7 +148,11 @@ pub(crate) fn emulated(backward: &Backward, tensors: &Tensors, given: &Given) ->
             let d_dot = d_score * tanh.map_or(1.0, |tanh| 1.0 - tanh * tanh) * scale;
             add(&mut q[start(backward.d_q, at)..], d_dot, key);
             add(&mut k[start(backward.d_k, key_at)..], d_dot, query);
-            add(&mut v[start(backward.d_v, key_at)..], kept * p, d_out);
+            let weight = match precision {
+                Precision::HalfWeights => precision.of(p * 32768.0) / 32768.0,
+                _ => p,
+            };
+            add(&mut v[start(backward.d_v, key_at)..], kept * weight, d_out);
         }
     }
     let mut gradients = Gradients::default();
@@ -188,7 +202,7 @@ struct Wanted {
 impl Answer {
     /// For the case's own inputs, draw 0; of a small one, errors of further draws count too.
     pub(crate) fn of(case: &Case, backward: &Backward) -> (Self, Tensors, Given) {
-        Self::from(case, backward, Given::of)
+        Self::drawn(case, backward, Given::of, Precision::Full)
     }
 
     /// The same, from what `given` says of a draw.
@@ -197,10 +211,29 @@ impl Answer {
         backward: &Backward,
         given: fn(&Backward, &Tensors, u64) -> Given,
     ) -> (Self, Tensors, Given) {
+        Self::drawn(case, backward, given, Precision::Full)
+    }
+
+    /// The same, for kernels whose weights keep this much.
+    pub(crate) fn within(
+        case: &Case,
+        backward: &Backward,
+        precision: Precision,
+    ) -> (Self, Tensors, Given) {
+        Self::drawn(case, backward, Given::of, precision)
+    }
+
+    fn drawn(
+        case: &Case,
+        backward: &Backward,
+        given: fn(&Backward, &Tensors, u64) -> Given,
+        precision: Precision,
+    ) -> (Self, Tensors, Given) {
         let draw = |draw: u64| {
             let tensors = case.tensors(draw);
             let given = given(backward, &tensors, draw);
-            (Self::for_inputs(case.to_string(), backward, &tensors, &given), tensors, given)
+            let plain = emulated_within(backward, &tensors, &given, precision);
+            (Self::judging(case.to_string(), backward, &tensors, &given, &plain), tensors, given)
         };
         let s = backward.problem.tensor_shape();
         let rows = u64::from(s.batch) * u64::from(s.heads) * u64::from(s.q_len);
@@ -222,12 +255,22 @@ impl Answer {
         tensors: &Tensors,
         given: &Given,
     ) -> Self {
+        Self::judging(what, backward, tensors, given, &emulated(backward, tensors, given))
+    }
+
+    /// By how far the plain formula's gradients are off.
+    fn judging(
+        what: String,
+        backward: &Backward,
+        tensors: &Tensors,
+        given: &Given,
+        plain: &Gradients,
+    ) -> Self {
         let inputs = tensors.inputs();
         let want = reference::backward(backward, &inputs, &given.d_out, &given.d_lse);
-        let plain = emulated(backward, tensors, given);
         let zeros = zeros(backward, tensors);
         let reference::Gradients { q, k, v, bias, sinks, alibi_slopes, .. } = want;
-        let wanted = listed(&plain).into_iter().zip([q, k, v, bias, sinks, alibi_slopes]);
+        let wanted = listed(plain).into_iter().zip([q, k, v, bias, sinks, alibi_slopes]);
         let wanted = wanted.zip(zeros).map(|(((name, plain), elements), zero)| {
             let off = plain.iter().zip(&elements).map(|(got, want)| error(*got, *want));
             Wanted { name, bound: 2.0 * off.fold(0.0, f64::max) + FLOOR, elements, zero }
