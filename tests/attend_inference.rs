@@ -861,7 +861,7 @@ fn random_call(random: &mut Random) -> (String, Vec<Tensor>) {
 
 #[test]
 fn random_calls_give_the_reference() {
-    let count = if support::small() { 6 } else { 60 };
+    let count = if support::small() { 3 } else { 60 };
     let mut random = Random::new(31);
     let calls: Vec<_> = (0..count).map(|_| random_call(&mut random)).collect();
     let mut lines = String::new();

@@ -68,7 +68,7 @@ impl Answer {
     }
 }
 
-/// On every device class and without a GPU, from what the layer saved and without.
+/// On every device class, where drivers are slow on one, and without a GPU, from what the layer saved and without.
 fn every_way(
     layer: &SelfAttention,
     inputs: &LayerInputs<'_>,
@@ -76,8 +76,9 @@ fn every_way(
     check: impl Fn(&LayerGradients, &str),
 ) {
     let cpu = Runner::cpu();
-    let runners = CLASSES.map(|class| (format!("{class:?}"), runner(class)));
-    for (name, runner) in runners.into_iter().chain([("CPU".to_owned(), &cpu)]) {
+    let runners = (CLASSES.into_iter().skip(usize::from(support::small())))
+        .map(|class| (format!("{class:?}"), runner(class)));
+    for (name, runner) in runners.chain([("CPU".to_owned(), &cpu)]) {
         for layer in [*layer, layer.with_saved()] {
             let what = format!("{name} {layer:?}");
             let run = || {
