@@ -5,6 +5,7 @@ use crate::backward::{Backward, BackwardInputs, Gradients};
 use crate::error::Error;
 use crate::host::Transfer;
 use crate::inputs::Inputs;
+#[cfg(not(target_arch = "wasm32"))]
 use crate::plan::Algorithm;
 
 impl Runner {
