@@ -11,7 +11,9 @@ use support::case::{Case, Tensors as Data, extent, rows, start};
 use support::emulation::Got;
 use support::judge::Answer;
 use support::random::Random;
-use wgpu_attention::{Algorithm, Attention, Layout, Mask, Problem, Shape, Strides, Tensors, wgpu};
+use wgpu_attention::{
+    Algorithm, Attention, DeviceClass, Layout, Mask, Problem, Shape, Strides, Tensors, wgpu,
+};
 
 /// Binds so little at once that a test can have its keys come in ranges.
 static GPU: LazyLock<Gpu> =
@@ -101,13 +103,17 @@ fn without_gaps(problem: &Problem, out: &mut [f32], what: &str) {
     }
 }
 
-/// Every attention: tiles of each class, each algorithm that gives the outputs.
+/// Every attention: tiles of each class, each algorithm that gives the outputs; where drivers are slow, each algorithm
+/// with tiles of one class.
 fn each(weights: bool) -> impl Iterator<Item = (&'static Attention, Algorithm)> {
-    CLASSES.into_iter().flat_map(move |class| {
-        let algorithms = [Algorithm::Staged, Algorithm::Flash].into_iter();
-        let given = algorithms.filter(move |one| !weights || *one == Algorithm::Staged);
-        given.map(move |algorithm| (GPU.attention(class), algorithm))
-    })
+    let few =
+        [(DeviceClass::Software, Algorithm::Staged), (DeviceClass::Hardware, Algorithm::Flash)];
+    let all = CLASSES.into_iter().flat_map(|class| {
+        [Algorithm::Staged, Algorithm::Flash].map(|algorithm| (class, algorithm))
+    });
+    let chosen = all.filter(move |one| !support::small() || few.contains(one));
+    let given = chosen.filter(move |(_, algorithm)| !weights || *algorithm == Algorithm::Staged);
+    given.map(|(class, algorithm)| (GPU.attention(class), algorithm))
 }
 
 /// All of them, or where time is short the first.

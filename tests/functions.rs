@@ -25,13 +25,10 @@ fn classes() -> impl Iterator<Item = DeviceClass> {
 }
 
 fn targets() -> impl Iterator<Item = Target> {
-    let hardware = |target: &Target| {
-        matches!(
-            target,
-            Target::Staged(DeviceClass::Hardware) | Target::Flash(DeviceClass::Hardware)
-        )
-    };
-    Target::ALL.into_iter().filter(move |target| !(support::small() && hardware(target)))
+    let software = DeviceClass::Software;
+    let few =
+        [Target::Staged(software), Target::Flash(software), Target::Split(software), Target::Cpu];
+    if support::small() { few.to_vec() } else { Target::ALL.to_vec() }.into_iter()
 }
 
 const ALGORITHMS: [Algorithm; 2] = [Algorithm::Staged, Algorithm::Flash];

@@ -114,7 +114,9 @@ fn layers_that_drop_weights() {
     let causal = usual(37).mask(Mask::CAUSAL).with_biases();
     is_right(causal.with_dropout(0.3));
     is_right(causal.packed().with_weights().with_dropout(0.5));
-    is_right(usual(67).with_heads(6, 2, 32, 32).with_context(53, 64).with_dropout(0.1));
+    if !support::small() {
+        is_right(usual(67).with_heads(6, 2, 32, 32).with_context(53, 64).with_dropout(0.1));
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Kernels on matrix units against the definition in f64, each product with the digits that it keeps.
 //!
 //! An adapter without cooperative matrices of f16 with sums in f32 has no such kernels: then plans must hold none,
-//! which is said on standard error. `WGPU_ATTENTION_MATRICES=1` makes that a failure.
+//! which is said on standard error, and nothing is run, for other tests run all other kernels.
+//! `WGPU_ATTENTION_MATRICES=1` makes that a failure.
 
 #![cfg(feature = "cpu")]
 
@@ -97,6 +98,9 @@ fn judged(cases: impl Iterator<Item = (Case, Types)>) -> usize {
             }
             let on = is_on_matrices(&case.problem, algorithm);
             assert!(known || !on, "a locked kernel: {case}");
+            if !known {
+                continue;
+            }
             count += usize::from(on);
             let answer = Answer::within(&case, staged_or_fused(precision, algorithm));
             let error = match target.try_run(&case.problem, &case.tensors(0)) {
@@ -186,7 +190,7 @@ fn gradients_agree_with_the_definition() {
         // Kernels that load vectors are there a second time, for rows that start elsewhere.
         let on = format!("{plan:?}").matches("product_coop.wgsl").count();
         assert_eq!(on, if known { in_plan } else { 0 }, "{name}: {plan}");
-        for algorithm in [Algorithm::Staged, Algorithm::Auto] {
+        for algorithm in [Algorithm::Staged, Algorithm::Auto].into_iter().filter(|_| known) {
             let (answer, tensors, given) =
                 gradients::Answer::within(&case, &backward, Precision::HalfWeights);
             let target = Target::Matrices(algorithm);
@@ -218,6 +222,9 @@ fn odd_widths_and_lengths_agree_with_the_definition() {
 /// Maxima that grow along a row, now by more and now by less than sums are left unscaled for.
 #[test]
 fn sums_are_rescaled_where_a_maximum_grows() {
+    if !has_matrices() {
+        return;
+    }
     let shape = Shape::cross_attention(1, 1, 650, 257, 16);
     for step in [0.02_f32, 0.2, 3.0, -0.2] {
         let problem = Problem::new(shape).dtype(DType::F16).out_dtype(DType::F32).scale(1.0);
@@ -267,6 +274,9 @@ fn only_f16_goes_to_matrix_units_unasked() {
 /// What no row sees, or only some, reaches no other: NaN and infinities of f16.
 #[test]
 fn garbage_in_hidden_values_reaches_no_row() {
+    if !has_matrices() {
+        return;
+    }
     let shape = Shape::self_attention(2, 2, 75, 32);
     for (types, mask) in [
         (Types::F16, Mask::CAUSAL),

@@ -9,6 +9,9 @@ use wgpu_attention::{Backward, BackwardInputs, Gradients, Pairs, Problem, Stride
 
 /// Rows that the largest error of the plain formula is taken from, as with results.
 const POOL: u64 = 768;
+/// Elements of each gradient that it is taken from at the least, whatever that costs: those of sinks, slopes and a
+/// broadcast bias are few, and each a sum over all rows.
+const ELEMENTS: usize = 32;
 /// Multiply-adds of the definition that a case may cost.
 pub(crate) const BUDGET: u64 = 8_000_000;
 
@@ -199,6 +202,13 @@ struct Wanted {
     zero: Vec<bool>,
 }
 
+impl Wanted {
+    /// Elements that say something of how far off the plain formula is.
+    fn samples(&self) -> usize {
+        self.elements.iter().filter(|x| **x != 0.0).count()
+    }
+}
+
 impl Answer {
     /// For the case's own inputs, draw 0; of a small one, errors of further draws count too.
     pub(crate) fn of(case: &Case, backward: &Backward) -> (Self, Tensors, Given) {
@@ -238,8 +248,10 @@ impl Answer {
         let s = backward.problem.tensor_shape();
         let rows = u64::from(s.batch) * u64::from(s.heads) * u64::from(s.q_len);
         let most = BUDGET / (work(&backward.problem) + rows * 64).max(1);
-        let draws = POOL.div_ceil(rows.max(1)).min(most);
         let (mut answer, tensors, given) = draw(0);
+        let samples = answer.wanted.iter().map(Wanted::samples).filter(|n| *n > 0).min();
+        let least = samples.map_or(1, |n| ELEMENTS.div_ceil(n) as u64);
+        let draws = POOL.div_ceil(rows.max(1)).min(most).max(least);
         for other in (1..draws).map(|n| draw(n).0) {
             for (wanted, other) in answer.wanted.iter_mut().zip(other.wanted) {
                 wanted.bound = wanted.bound.max(other.bound);
