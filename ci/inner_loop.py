@@ -22,6 +22,7 @@ KINDS = {
     "adreno": (r"mad\.f(16|32)", r"bar\.g", r"exp2", r"no_such_thing"),
 }
 LEAST_FMA = 64
+AMD_INSTRUCTION = re.compile(r"\t([^;]+);((?: [0-9a-f]{8})+)\s*$")
 
 
 class Instruction(NamedTuple):
@@ -36,12 +37,12 @@ def amd(text):
     """Blocks `BB2:`, branches to them, the encoding behind a semicolon."""
     instructions, labels, address = [], {}, 0
     for line in text[text.rfind("\ndisasm:"):].split("\n")[2:]:
-        if re.match(r"BB\d+:", line):
+        if line.startswith("BB") and re.match(r"BB\d+:", line):
             labels[line.split(":")[0]] = address
-        elif found := re.match(r"\t([^;]+);((?: [0-9a-f]{8})+)\s*$", line):
-            names = [half.split()[0] for half in found[1].split("::")]
-            target = re.match(r"s_c?branch\w*\s+(BB\d+)", found[1])
-            end = address + 4 * len(found[2].split())
+        elif found := AMD_INSTRUCTION.match(line):
+            names = [half.split(None, 1)[0] for half in found[1].split("::")]
+            target = re.match(r"s_c?branch\w*\s+(BB\d+)", found[1]) if names[0].startswith("s_") else None
+            end = address + 4 * (len(found[2]) // 9)
             falls = names[0] not in ("s_branch", "s_endpgm")
             instructions.append(Instruction(address, end, names, target and target[1], falls))
             address = end
@@ -91,9 +92,9 @@ def adreno(text):
         if re.match(r"l\d+:$", line):
             labels[line[:-1]] = address
         elif found := re.match(r"(?:\([^)]*\))*([a-z][\w.]*)(?: |$)", line):
-            target = re.search(r"#(l\d+)$", line)
+            target = re.search(r"#(l\d+)$", line) if "#l" in line else None
             falls = found[1] not in ("jump", "end")
-            repeats = re.match(r".*\(rpt(\d)\)", line)
+            repeats = "(rpt" in line and re.search(r"\(rpt(\d)\)", line)
             names = [found[1]] * (int(repeats[1]) + 1 if repeats else 1)
             instructions.append(Instruction(address, address + 8, names, target and target[1], falls))
     return instructions, labels
@@ -192,12 +193,17 @@ def inner_loop(family, text):
     """What is known of the loop: addresses, instructions, multiply-adds, matrix instructions, loops in it."""
     instructions, labels = {"amd": amd, "nvidia": nvidia, "apple": apple, "adreno": adreno}[family](text)
     kinds = [re.compile(pattern) for pattern in KINDS[family]]
+    # Of each kind, how many a name is; of each instruction that is any, how many it is.
+    of_name = {name: [bool(kind.match(name)) for kind in kinds] for i in instructions for name in i.names}
+    of_kind = [{i: n for i, instruction in enumerate(instructions) if (n := sum(of_name[name][kind] for name in instruction.names))}
+               for kind in range(len(kinds))]
+    more = {i: len(instruction.names) - 1 for i, instruction in enumerate(instructions) if len(instruction.names) > 1}
 
     def counts(body):
-        names = [name for i in body for name in instructions[i].names]
-        return len(names), *(sum(bool(kind.match(name)) for name in names) for kind in kinds)
+        among = lambda some: sum(some[i] for i in body & some.keys())
+        return len(body) + among(more), *map(among, of_kind)
 
-    has_barriers = counts(range(len(instructions)))[2] > 0
+    has_barriers = bool(of_kind[1])
     found = loops(instructions, labels)
     counted = [(body, *counts(body)) for body in found]
     counted = [c for c in counted if (c[2] >= LEAST_FMA or c[5]) and (c[3] or not has_barriers)]
