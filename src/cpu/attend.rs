@@ -1,5 +1,6 @@
 //! Attention of blocks of rows against blocks of keys, on all cores.
 
+use super::alibi::Alibi;
 use super::dropout::drop_weights;
 use super::product::{Matrix, product};
 use super::softmax::Softmax;
@@ -187,7 +188,7 @@ fn attend(problem: &Problem, inputs: &Inputs<'_>, rows: &mut [Row]) {
     }
     let queries = Matrix { data: &queries, strides: (1, lanes) };
 
-    let pairs = Pairs::new(problem, inputs);
+    let pairs = Pairs::new(problem, inputs, rows, lanes);
     let within = rows.iter().filter_map(|row| row.place.map(|place| place.within()));
     let seen = match problem.scores {
         None => state.band.seen(),
@@ -254,20 +255,20 @@ pub(super) fn rows_in_place(
 /// What happens to a block's scores between the products.
 struct Pairs<'a> {
     value: PairValue<'a>,
-    /// Anything at all.
+    /// Anything but slopes.
     changes: bool,
+    alibi: Option<Alibi>,
     /// Some pairs of the band may be hidden.
     hides: bool,
 }
 
 impl<'a> Pairs<'a> {
-    fn new(problem: &'a Problem, inputs: &'a Inputs<'a>) -> Self {
+    fn new(problem: &'a Problem, inputs: &'a Inputs<'a>, rows: &[Row], lanes: usize) -> Self {
         let hides = problem.hides_pairs();
-        let changes = hides
-            || problem.softcap.is_some()
-            || problem.alibi.is_some()
-            || problem.score_function.is_some();
-        Self { value: PairValue { problem, inputs }, changes, hides }
+        let changes = hides || problem.softcap.is_some() || problem.score_function.is_some();
+        let rows = rows.iter().map(|row| (row.place, row.at.1));
+        let alibi = Alibi::new(problem, inputs, rows, lanes);
+        Self { value: PairValue { problem, inputs }, changes, alibi, hides }
     }
 
     /// Scaled scores `[keys, lanes]` into those that softmax takes, -inf where a pair is hidden; those of the stage
@@ -276,6 +277,7 @@ impl<'a> Pairs<'a> {
         let lanes = state.max.len();
         let stage = self.value.problem.scores;
         if !self.changes && stage.is_none() {
+            self.alibi.iter().for_each(|alibi| alibi.bias(scores, block.start));
             return;
         }
         for (lane, row) in rows.iter_mut().enumerate() {

@@ -1,9 +1,10 @@
 //! What dropout leaves of a block's weights.
 
 use super::attend::Row;
-use crate::dropout::{DropoutMask, head_key, words};
+use crate::dropout::{Dropout, DropoutMask, head_key, words};
 use crate::inputs::{Inputs, PairValue};
 use crate::problem::Problem;
+use crate::sequence::Place;
 use pulp::Arch;
 use std::ops::Range;
 
@@ -19,10 +20,8 @@ pub(super) fn drop_weights(
     let lanes = weights.len() / block.len();
     match dropout.mask {
         DropoutMask::Seeded => {
-            let mut streams = Streams::new(inputs.seed, rows, lanes);
-            let threshold = dropout.threshold();
-            // Compiled for the machine's vectors.
-            Arch::new().dispatch(|| streams.drop_weights(weights, block.start, threshold));
+            let rows = rows.iter().map(|row| (row.place, row.at.1));
+            Streams::new(dropout, inputs.seed, rows, lanes).drop_weights(weights, block.start);
         }
         DropoutMask::Given => {
             let pair = PairValue { problem, inputs };
@@ -40,7 +39,8 @@ pub(super) fn drop_weights(
 }
 
 /// The random numbers of the rows of a block, a lane each.
-struct Streams {
+pub(super) struct Streams {
+    threshold: u32,
     /// What the hash starts from at key 0, and the row of k that this is.
     keys: [Vec<u32>; 4],
     starts: Vec<u32>,
@@ -49,15 +49,22 @@ struct Streams {
 }
 
 impl Streams {
-    fn new(seed: u64, rows: &[Row], lanes: usize) -> Self {
+    /// Of rows that are somewhere, with their head.
+    pub(super) fn new(
+        dropout: Dropout,
+        seed: u64,
+        rows: impl Iterator<Item = (Option<Place>, u32)>,
+        lanes: usize,
+    ) -> Self {
         let mut streams = Self {
+            threshold: dropout.threshold(),
             keys: std::array::from_fn(|_| vec![0; lanes]),
             starts: vec![0; lanes],
             words: std::array::from_fn(|_| vec![0; lanes]),
         };
-        for (lane, row) in rows.iter().enumerate() {
-            let Some(place) = row.place else { continue };
-            let mut key = head_key(seed, place.sequence.batch, row.at.1);
+        for (lane, (place, head)) in rows.enumerate() {
+            let Some(place) = place else { continue };
+            let mut key = head_key(seed, place.sequence.batch, head);
             key[0] = key[0].wrapping_add(place.q_pos);
             streams.starts[lane] = place.sequence.kv_start;
             for (keys, key) in streams.keys.iter_mut().zip(key) {
@@ -67,8 +74,15 @@ impl Streams {
         streams
     }
 
+    /// Of `[keys, lanes]` from a key on: 0 where a pair is dropped.
+    pub(super) fn drop_weights(&mut self, weights: &mut [f32], first: u32) {
+        // Compiled for the machine's vectors.
+        Arch::new().dispatch(|| self.drop_all(weights, first));
+    }
+
     #[inline(always)]
-    fn drop_weights(&mut self, weights: &mut [f32], first: u32, threshold: u32) {
+    fn drop_all(&mut self, weights: &mut [f32], first: u32) {
+        let threshold = self.threshold;
         let lanes = self.starts.len();
         // Of packed sequences the rows of a block may be at several places.
         let start = self.starts[0];

@@ -11,6 +11,7 @@ use crate::problem::Problem;
 use crate::shape::DType;
 use crate::watcher::{Meter, Watcher};
 
+mod alibi;
 mod append;
 mod attend;
 mod backward;

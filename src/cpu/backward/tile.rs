@@ -1,7 +1,9 @@
 //! A block of rows against a block of keys: weights, and gradients of scores.
 
+use super::super::alibi::Alibi;
 use super::super::attend::{narrow, rows_in_place};
 use super::super::band::Band;
+use super::super::dropout::Streams;
 use super::super::product::{Matrix, product};
 use super::super::softmax::exp;
 use super::super::weighted::wild_rows;
@@ -9,10 +11,12 @@ use super::Row;
 use super::part::KEYS;
 use super::weigh::Weigh;
 use crate::backward::Backward;
+use crate::dropout::DropoutMask;
 use crate::inputs::{Derived, Inputs, PairValue};
 use crate::layout::Strides;
 use crate::problem::Problem;
 use crate::reference::start;
+use crate::sequence::Place;
 use pulp::{Arch, Scalar};
 use std::ops::Range;
 
@@ -21,7 +25,7 @@ pub(super) struct Task<'a> {
     pub(super) backward: &'a Backward,
     pub(super) inputs: &'a Inputs<'a>,
     pub(super) d_out: &'a [f32],
-    /// Anything happens to a pair between its score and the softmax, or after it.
+    /// Anything but slopes and random numbers has a say in a pair.
     changes: bool,
     /// Some pairs of the band may be hidden.
     pub(super) hides: bool,
@@ -31,11 +35,9 @@ impl<'a> Task<'a> {
     pub(super) fn new(backward: &'a Backward, inputs: &'a Inputs<'a>, d_out: &'a [f32]) -> Self {
         let problem = &backward.problem;
         let hides = problem.hides_pairs();
-        let changes = hides
-            || problem.softcap.is_some()
-            || problem.alibi.is_some()
-            || problem.score_function.is_some()
-            || problem.drops().is_some();
+        let given = problem.drops().is_some_and(|dropout| dropout.mask == DropoutMask::Given);
+        let changes =
+            hides || given || problem.softcap.is_some() || problem.score_function.is_some();
         Self { backward, inputs, d_out, changes, hides }
     }
 
@@ -83,6 +85,11 @@ impl Copied {
     }
 }
 
+/// Where rows are, with their head.
+fn places(rows: &[Row]) -> impl Iterator<Item = (Option<Place>, u32)> + '_ {
+    rows.iter().map(|row| (row.place, row.at.1))
+}
+
 /// A block of rows that read the same keys.
 pub(super) struct Rows<'a> {
     rows: &'a [Row],
@@ -93,6 +100,7 @@ pub(super) struct Rows<'a> {
     lse: Vec<f32>,
     /// One a lane.
     delta: Vec<f32>,
+    alibi: Option<Alibi>,
 }
 
 impl<'a> Rows<'a> {
@@ -112,6 +120,7 @@ impl<'a> Rows<'a> {
             d_out: Copied::new(task.d_out, task.backward.d_out, s.v_head_dim, rows, lanes),
             lse: lane(|row| row.lse),
             delta: lane(|row| row.delta),
+            alibi: Alibi::new(problem, task.inputs, places(rows), lanes),
             band,
         }
     }
@@ -154,8 +163,16 @@ pub(super) struct Pairs {
     pub(super) weights: Vec<f32>,
     /// `[keys, lanes]`: gradients of scores, at the place asked for.
     pub(super) d_scores: Vec<f32>,
+    /// `[keys, lanes]`: what dropout multiplies weights by.
+    kept: Vec<f32>,
     /// Of each row of the block, what its pairs so far give to the gradient of its slope.
     pub(super) slopes: Vec<f64>,
+}
+
+/// Multiplies by what dropout does, 0 where it drops, whatever was there.
+fn keep(data: &mut [f32], kept: &[f32]) {
+    let pairs = data.iter_mut().zip(kept);
+    pairs.for_each(|(x, kept)| *x = if *kept == 0.0 { 0.0 } else { *x * kept });
 }
 
 impl Pairs {
@@ -192,10 +209,32 @@ impl Pairs {
         product((lanes, n, dim), weights, 0.0, scale, rows.q.transposed(), keys);
         product((lanes, n, v_dim), d_scores, 0.0, 1.0, rows.d_out.transposed(), values);
         if !task.changes {
-            let (lse, delta) = (&rows.lse, &rows.delta);
+            let kept = &mut self.kept;
+            kept.clear();
+            if let Some(dropout) = problem.drops() {
+                kept.resize(weights.len(), dropout.keep_scale());
+                let seed = task.inputs.seed;
+                let mut streams = Streams::new(dropout, seed, places(rows.rows), lanes);
+                streams.drop_weights(kept, block.start);
+                keep(d_scores, kept);
+            }
+            let (lse, delta, alibi) = (&rows.lse, &rows.delta, &rows.alibi);
             let first = block.start;
             let band = &rows.band;
-            Arch::new().dispatch(Weigh { band, lse, delta, weights, d_scores, first, factor });
+            alibi.iter().for_each(|alibi| alibi.bias(weights, first));
+            // Gradients of slopes are of scores as they are.
+            let of_score = if alibi.is_some() { 1.0 } else { factor };
+            {
+                let (weights, d_scores, factor) = (&mut *weights, &mut *d_scores, of_score);
+                Arch::new().dispatch(Weigh { band, lse, delta, weights, d_scores, first, factor });
+            }
+            if let Some(alibi) = alibi {
+                alibi.add_gradients(&mut self.slopes, d_scores, first);
+                d_scores.iter_mut().for_each(|d_score| *d_score *= factor);
+            }
+            if !kept.is_empty() {
+                keep(weights, kept);
+            }
             return keys;
         }
         let pairs = PairValue { problem, inputs: task.inputs };
