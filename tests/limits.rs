@@ -100,11 +100,12 @@ fn is_cut(name: &str, problem: Problem) {
 /// wgpu finds no fault with any binding.
 fn is_within_the_limit(attention: &Attention, plan: &Plan, problem: &Problem) {
     let (device, queue) = &*TIGHT;
-    // A device that does nothing holds memory all the same: as much as the plan needs, from 4 bytes on.
+    // From 4 bytes on, what the plan needs, and so much more that no whole buffer could be bound. A device that does
+    // nothing holds memory all the same.
     let held = |operand| {
         device.create_buffer(&wgpu::BufferDescriptor {
             label: None,
-            size: 4 + plan.operand_bytes(operand),
+            size: 4 + plan.operand_bytes(operand) + binding_bytes(),
             usage: wgpu::BufferUsages::STORAGE,
             mapped_at_creation: false,
         })
