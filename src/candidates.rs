@@ -2,7 +2,8 @@
 
 use crate::device::Capabilities;
 use crate::kernels::Product;
-use crate::plan::{Algorithm, Plan, Planner};
+use crate::plan::{Algorithm, Plan};
+use crate::planner::Planner;
 use crate::problem::Problem;
 use crate::tuning::{Flash, Tuning};
 

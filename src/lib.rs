@@ -61,6 +61,7 @@ mod cost;
 mod work;
 mod roofs;
 mod plan;
+mod planner;
 mod forward;
 mod uniforms;
 mod staged;

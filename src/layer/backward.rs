@@ -8,7 +8,8 @@ use crate::cost::Cost;
 use crate::device::Capabilities;
 use crate::error::PlanError;
 use crate::operand::Operand;
-use crate::plan::{Algorithm, Plan, Planner};
+use crate::plan::{Algorithm, Plan};
+use crate::planner::Planner;
 use crate::problem::Problem;
 
 /// Gradients of a layer: from what it read and the gradient of its output, to those of x, of the context, and of every

@@ -5,7 +5,7 @@ use crate::error::PlanError;
 use crate::kernels::{ColumnSums, ColumnSumsParams, Element, LinearGradient, LinearGradientParams};
 use crate::layout::Strides;
 use crate::operand::Operand;
-use crate::plan::Planner;
+use crate::planner::Planner;
 use crate::work::{ELEMENT, Work, most_keys};
 
 /// Of one `y = x w^T + b`.

@@ -8,7 +8,8 @@ use crate::forward::{Views, lse_view};
 use crate::kernels::{Linear, LinearParams};
 use crate::layout::Strides;
 use crate::operand::Operand;
-use crate::plan::{Algorithm, Bound, Plan, Planner};
+use crate::plan::{Algorithm, Bound, Plan};
+use crate::planner::Planner;
 use crate::problem::Problem;
 use crate::work::Work;
 
