@@ -123,7 +123,7 @@ fn some<const N: usize>(starts: [usize; N]) -> impl Iterator<Item = usize> {
 
 /// What the tests place: two groups of heads, lengths that no tile likes, not all keys seen.
 fn usual() -> Case {
-    let shape = Shape::cross_attention(2, 4, 37, 53, 32).with_kv_heads(2);
+    let shape = Shape::cross_attention(2, 4, 37, 53, 16).with_kv_heads(2);
     Case::new("usual", Problem::new(shape).mask(Mask::CAUSAL).with_lse()).sharp(8.0)
 }
 
@@ -163,7 +163,7 @@ fn tensors_may_start_at_any_multiple_of_4_bytes() {
 #[test]
 fn weights_may_start_at_any_multiple_of_4_bytes() {
     for kv_len in if support::small() { &[53][..] } else { &[53, 52] } {
-        let shape = Shape::cross_attention(2, 4, 37, *kv_len, 32).with_kv_heads(2);
+        let shape = Shape::cross_attention(2, 4, 37, *kv_len, 16).with_kv_heads(2);
         let case = Case::new("weights", Problem::new(shape).mask(Mask::CAUSAL).with_weights());
         let (data, answer) = (case.tensors(0), Answer::of(&case));
         for first in some([1, 0, 2, 3, 5, 65]) {
@@ -174,7 +174,7 @@ fn weights_may_start_at_any_multiple_of_4_bytes() {
 
 #[test]
 fn gaps_between_rows_stay_as_they_are() {
-    let shape = Shape::cross_attention(2, 4, 37, 53, 32).with_kv_heads(2);
+    let shape = Shape::cross_attention(2, 4, 37, 53, 16).with_kv_heads(2);
     let strides = |batch, head, row| Strides { batch, head, row };
     let problem = Problem::new(shape).mask(Mask::CAUSAL).with_lse();
     for (name, out) in [
@@ -227,7 +227,7 @@ fn all_tensors_may_lie_in_one_buffer() {
 
 #[test]
 fn packed_q_k_v_are_read_where_they_are() {
-    let shape = Shape::self_attention(2, 6, 47, 32).with_kv_heads(2);
+    let shape = Shape::self_attention(2, 6, 47, 16).with_kv_heads(2);
     let problem = Problem::new(shape).mask(Mask::CAUSAL).layout(Layout::PackedQkv).with_lse();
     let (k_first, v_first) = (6 * 32, 8 * 32);
     let mut random = Random::new(5);
@@ -256,7 +256,7 @@ fn packed_q_k_v_are_read_where_they_are() {
 #[test]
 fn an_axis_of_zero_needs_no_buffer() {
     let problem = |batch, q_len| {
-        Problem::new(Shape::cross_attention(batch, 4, q_len, 53, 32).with_kv_heads(2)).with_lse()
+        Problem::new(Shape::cross_attention(batch, 4, q_len, 53, 16).with_kv_heads(2)).with_lse()
     };
     let empty = [problem(2, 0), problem(0, 37)];
     for problem in empty.clone().into_iter().chain(empty.map(|problem| problem.with_weights())) {
@@ -270,7 +270,7 @@ fn an_axis_of_zero_needs_no_buffer() {
 
 #[test]
 fn without_keys_zeros_and_minus_infinity_are_written() {
-    let shape = Shape::cross_attention(2, 4, 37, 0, 32).with_kv_heads(2);
+    let shape = Shape::cross_attention(2, 4, 37, 0, 16).with_kv_heads(2);
     let gapped = Strides { batch: 4 * 37 * 33 + 7, head: 37 * 33 + 2, row: 33 };
     let problem = Problem::new(shape).with_lse();
     let strided = problem.clone().out_strides(gapped);
@@ -319,7 +319,7 @@ fn the_workspace_may_be_the_callers() {
 
 #[test]
 fn a_dispatch_may_be_recorded_twice_and_two_in_one_pass() {
-    let shape = Shape::self_attention(2, 4, 53, 32);
+    let shape = Shape::self_attention(2, 4, 53, 16);
     let case = Case::new("chain", Problem::new(shape).mask(Mask::CAUSAL).with_lse()).sharp(8.0);
     let (problem, data, answer) = (&case.problem, case.tensors(0), Answer::of(&case));
     let [q, k, v] = [&data.q, &data.k, &data.v].map(|data| Placed::input(0, data));

@@ -33,9 +33,9 @@ fn classes() -> Vec<DeviceClass> {
     if support::small() { vec![DeviceClass::Software] } else { CLASSES.to_vec() }
 }
 
-/// One sequence, one head, 32 wide.
+/// One sequence, one head, 16 wide.
 fn plain(q_len: u32, kv_len: u32) -> Problem {
-    Problem::new(Shape::cross_attention(1, 1, q_len, kv_len, 32)).with_lse()
+    Problem::new(Shape::cross_attention(1, 1, q_len, kv_len, 16)).with_lse()
 }
 
 /// Queries of 0, and keys and values of which none is unused; what the problem has besides is left empty.
@@ -51,9 +51,9 @@ fn flat(problem: &Problem) -> Tensors {
 /// score is the logit, exactly.
 fn with_logits(problem: &Problem, logit: impl Fn(u32) -> f32) -> Tensors {
     let mut tensors = flat(problem);
-    tensors.q.iter_mut().step_by(32).for_each(|x| *x = 1.0);
+    tensors.q.iter_mut().step_by(16).for_each(|x| *x = 1.0);
     tensors.k.fill(0.0);
-    let keys = tensors.k.iter_mut().step_by(32);
+    let keys = tensors.k.iter_mut().step_by(16);
     let len = problem.shape.kv_len;
     keys.zip((0..len).cycle()).for_each(|(x, j)| *x = logit(j));
     tensors
@@ -255,7 +255,7 @@ fn steps(class: DeviceClass, algorithm: Algorithm, problem: &Problem) -> usize {
 
 #[test]
 fn rule_16_a_sink_is_added_once_unscaled_and_uncapped() {
-    let shape = Shape::cross_attention(2, 4, 3, 90, 32).with_kv_heads(2);
+    let shape = Shape::cross_attention(2, 4, 3, 90, 16).with_kv_heads(2);
     let problem = Problem::new(shape).scale(0.1).softcap(0.5).with_sinks().with_lse();
     let mut tensors = flat(&problem);
     // 90 scores of 0, and a sink that counts as 3, as 270, as all, as nothing.
@@ -272,7 +272,7 @@ fn rule_16_a_sink_is_added_once_unscaled_and_uncapped() {
 
 #[test]
 fn rule_16_a_sink_is_added_once_where_keys_are_split_over_bindings() {
-    let shape = Shape::cross_attention(1, 4, 5, 301, 32).with_kv_heads(2);
+    let shape = Shape::cross_attention(1, 4, 5, 301, 16).with_kv_heads(2);
     let sinks = vec![100.0_f32.ln(), 1000.0_f32.ln(), 50.0, f32::NEG_INFINITY];
     // The second shows rows no key in whole ranges, and the first row none at all.
     let far = Mask::band(Some(0), Some(0)).along(Diagonal::Offset(-1));
@@ -322,13 +322,13 @@ fn rule_20_rows_of_very_low_scores_are_a_plain_softmax() {
 fn rule_20_scores_of_halves_past_65504_are_numbers() {
     for dtype in types().split_off(1) {
         let problem = plain(9, 150).dtype(dtype).out_dtype(DType::F32);
-        // Products of 40,000, sums of 1,280,000, and a scale that brings them back.
+        // Products of 40,000, sums of 640,000, and a scale that brings them back.
         let scaled = problem.clone().scale(1e-5);
         let mut tensors = Case::new("halves", problem.clone()).tensors(0);
         tensors.q.fill(200.0);
         tensors
             .k
-            .chunks_exact_mut(32)
+            .chunks_exact_mut(16)
             .zip([200.0, 100.0, -200.0].iter().cycle())
             .for_each(|(row, x)| row.fill(*x));
         let at: Vec<_> = rows(&problem.shape).collect();
@@ -355,7 +355,7 @@ fn rule_20_forty_thousand_keys_of_halves_are_all_counted() {
     for dtype in types().split_off(1) {
         let problem = plain(2, 40_000).dtype(dtype).out_dtype(DType::F32);
         let mut tensors = flat(&problem);
-        let values = tensors.v.chunks_exact_mut(32).zip((0_u8..8).cycle());
+        let values = tensors.v.chunks_exact_mut(16).zip((0_u8..8).cycle());
         values.for_each(|(row, x)| row.fill(f32::from(x)));
         for target in targets(&problem) {
             let got = target.run("40,000", &problem, &tensors);
@@ -430,7 +430,7 @@ fn rule_20_one_visible_key_far_away_takes_all() {
 
 /// What hides keys and rows: lengths, a band, a mask, biases of -inf, a function.
 fn hiding() -> Vec<Case> {
-    let shape = Shape::cross_attention(3, 4, 45, 150, 32).with_kv_heads(2);
+    let shape = Shape::cross_attention(3, 4, 45, 150, 16).with_kv_heads(2);
     let base = Problem::new(shape).with_lse();
     let row = Pairs::new([3, 1, 1, 150]);
     let wgsl = "fn visible(batch: u32, head: u32, q_pos: u32, kv_pos: u32) -> bool { return kv_pos % 3u == 1u; }";
@@ -480,7 +480,7 @@ fn rule_18_what_nothing_sees_reaches_no_result() {
 /// The rows that see none of it are right where keys, values, queries and biases hold NaN and infinities.
 #[test]
 fn rule_19_a_nan_in_used_data_stays_in_the_rows_that_see_it() {
-    let shape = Shape::cross_attention(2, 4, 45, 150, 32).with_kv_heads(2);
+    let shape = Shape::cross_attention(2, 4, 45, 150, 16).with_kv_heads(2);
     let base = Problem::new(shape).with_lse();
     let pairs = Pairs::new([1, 1, 45, 150]);
     let cases = [
@@ -507,14 +507,14 @@ fn rule_19_a_nan_in_used_data_stays_in_the_rows_that_see_it() {
         let answer = Answer::for_rows(case.to_string(), problem, &clean, &spared);
         for x in [f32::NAN, f32::INFINITY] {
             let mut dirty = clean.clone();
-            dirty.k[start(problem.k, key)..][..32].fill(x);
-            dirty.v[start(problem.v, key)..][..32].fill(x);
-            dirty.q[start(problem.q, query)..][..32].fill(x);
+            dirty.k[start(problem.k, key)..][..16].fill(x);
+            dirty.v[start(problem.v, key)..][..16].fill(x);
+            dirty.q[start(problem.q, query)..][..16].fill(x);
             for target in targets(problem) {
                 let mut got = target.run(&case.to_string(), problem, &dirty);
                 for at in &affected {
                     // Whatever they are: that is not specified.
-                    got.out[start(problem.out, *at)..][..32].fill(0.0);
+                    got.out[start(problem.out, *at)..][..16].fill(0.0);
                 }
                 answer.check(&got).unwrap_or_else(|error| panic!("{x} in {target:?}: {error}"));
             }
@@ -542,9 +542,9 @@ fn alone(case: &Case, tensors: &Tensors, b: u32) -> (Problem, Tensors) {
 
 /// Sequences that fit a binding of the tight device alone but not together, and some that do not alone.
 fn batches() -> Vec<Case> {
-    let small = Shape::cross_attention(3, 4, 20, 30, 32).with_kv_heads(2);
-    let large = Shape::cross_attention(3, 6, 45, 83, 32).with_kv_heads(2);
-    let long = Shape::cross_attention(3, 4, 3, 301, 32).with_kv_heads(2);
+    let small = Shape::cross_attention(3, 4, 20, 30, 16).with_kv_heads(2);
+    let large = Shape::cross_attention(3, 6, 45, 83, 16).with_kv_heads(2);
+    let long = Shape::cross_attention(3, 4, 3, 301, 16).with_kv_heads(2);
     [small, large, long]
         .into_iter()
         .flat_map(|shape| {
@@ -554,7 +554,7 @@ fn batches() -> Vec<Case> {
         })
         .chain([("window", {
             // Rows in blocks that see different keys.
-            let shape = Shape::cross_attention(3, 2, 64, 700, 32);
+            let shape = Shape::cross_attention(3, 2, 64, 700, 16);
             Problem::new(shape).mask(Mask::window(300)).with_lse().batch_invariant()
         })])
         .map(|(name, problem)| Case::new(name, problem).sharp(8.0))
@@ -593,7 +593,7 @@ fn rule_27_sequences_have_the_same_bits_in_every_batch() {
 
 #[test]
 fn rule_27_results_repeat_bit_for_bit() {
-    let shape = Shape::cross_attention(2, 4, 45, 150, 32).with_kv_heads(2);
+    let shape = Shape::cross_attention(2, 4, 45, 150, 16).with_kv_heads(2);
     let base = Problem::new(shape).with_lse().with_sinks().softcap(20.0);
     let pairs = Pairs::new([1, 1, 45, 150]);
     let cases = [

@@ -34,7 +34,7 @@ fn targets() -> impl Iterator<Item = Target> {
 const ALGORITHMS: [Algorithm; 2] = [Algorithm::Staged, Algorithm::Flash];
 
 /// Two groups of heads, lengths that no tile likes, and more keys than queries.
-const SHAPE: Shape = Shape::cross_attention(2, 4, 75, 110, 24).with_kv_heads(2);
+const SHAPE: Shape = Shape::cross_attention(2, 4, 75, 110, 12).with_kv_heads(2);
 
 type Words = Vec<(&'static str, Vec<u32>)>;
 
@@ -175,7 +175,7 @@ fn functions_of_the_usual_kinds_equal_the_definition() {
     is_right(&Case::new("dilated window", problem).sharp(8.0), &Vec::new());
 
     let (mask, score, own) = image_windows(2);
-    let image = Problem::new(Shape::self_attention(1, 2, 108, 32));
+    let image = Problem::new(Shape::self_attention(1, 2, 108, 16));
     let problem = image.with_mask_function(mask).with_score_function(score).with_lse();
     is_right(&Case::new("image windows", problem).sharp(8.0), &own);
 }
@@ -679,7 +679,7 @@ fn a_functions_buffer_may_lie_beside_the_tensors() {
     let (problem, inputs) = (&case.problem, data(&case, &own));
     let answer = Answer::of(&closures(&case));
     let table: Vec<f32> = own[0].1.iter().map(|word| f32::from_bits(*word)).collect();
-    let out_len = extent(problem.out, [2, 4, 75], 24);
+    let out_len = extent(problem.out, [2, 4, 75], 12);
     for (class, algorithm) in classes().flat_map(|c| ALGORITHMS.map(|a| (c, a))) {
         // Outputs before and after it, in one buffer with q.
         let mut all = Vec::new();
@@ -889,7 +889,7 @@ impl Given {
 fn a_block_mask_gives_the_same_bits_as_none() {
     let square = Shape::self_attention(2, 4, 110, 24).with_kv_heads(2);
     let packed = Shape::cross_attention(4, 4, 170, 190, 16).with_kv_heads(2);
-    let image = Problem::new(Shape::self_attention(1, 2, 108, 32));
+    let image = Problem::new(Shape::self_attention(1, 2, 108, 16));
     let (document, document_own) = documents(2, 110);
     let (window, place, place_own) = image_windows(2);
     let few = Shape::cross_attention(2, 2, 5, 200, 40);

@@ -75,9 +75,9 @@ fn is_right(layer: SelfAttention) {
     every_way(&layer, &data.inputs(layer.packed), |got, what| answer.check(got, what));
 }
 
-/// `len` rows of 2 sequences, 3 heads 32 wide.
+/// `len` rows of 2 sequences, 3 heads 16 wide.
 fn usual(len: u32) -> SelfAttention {
-    SelfAttention::new(2, len, 96, 3).expect("an even split")
+    SelfAttention::new(2, len, 48, 3).expect("an even split")
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn separate_and_packed_weights_with_and_without_biases() {
 
 #[test]
 fn grouped_heads_and_other_widths() {
-    let grouped = usual(67).mask(Mask::CAUSAL).with_biases().with_heads(6, 2, 32, 32);
+    let grouped = usual(67).mask(Mask::CAUSAL).with_biases().with_heads(6, 2, 16, 16);
     is_right(grouped);
     is_right(grouped.packed().with_out_dim(50));
     if !support::small() {
@@ -103,7 +103,7 @@ fn grouped_heads_and_other_widths() {
 
 #[test]
 fn cross_attention_to_a_context_of_another_width_and_length() {
-    let cross = usual(37).with_heads(4, 2, 32, 32).with_context(53, 64).with_biases();
+    let cross = usual(37).with_heads(4, 2, 16, 16).with_context(53, 64).with_biases();
     is_right(cross);
     is_right(cross.mask(Mask::CAUSAL).with_weights().with_out_dim(40));
     is_right(usual(70).with_context(1, 96).mask(Mask::CAUSAL));
@@ -115,7 +115,7 @@ fn layers_that_drop_weights() {
     is_right(causal.with_dropout(0.3));
     is_right(causal.packed().with_weights().with_dropout(0.5));
     if !support::small() {
-        is_right(usual(67).with_heads(6, 2, 32, 32).with_context(53, 64).with_dropout(0.1));
+        is_right(usual(67).with_heads(6, 2, 16, 16).with_context(53, 64).with_dropout(0.1));
     }
 }
 
@@ -125,9 +125,9 @@ fn without_context_the_output_is_the_last_bias() {
         for layer in [layer, layer.with_biases()] {
             let data = Data::new(&layer, 1);
             every_way(&layer, &data.inputs(false), |got, what| {
-                assert_eq!(got.out.len(), 2 * 37 * 96, "{what}");
-                let bias = if layer.biases { data.b[3].clone() } else { vec![0.0; 96] };
-                assert!(got.out.chunks_exact(96).all(|row| row == bias), "{what}");
+                assert_eq!(got.out.len(), 2 * 37 * 48, "{what}");
+                let bias = if layer.biases { data.b[3].clone() } else { vec![0.0; 48] };
+                assert!(got.out.chunks_exact(48).all(|row| row == bias), "{what}");
                 assert!(got.weights.as_ref().is_none_or(Vec::is_empty), "{what}");
             });
         }
@@ -156,7 +156,7 @@ fn more_than_a_binding_holds() {
     let rows = u32::try_from(bytes / 384).expect("small");
     // All with biases and a mask: the same kernels.
     let new = |batch, len, dim| {
-        let layer = SelfAttention::new(batch, len, dim, dim / 32).expect("an even split");
+        let layer = SelfAttention::new(batch, len, dim, dim / 16).expect("an even split");
         layer.with_biases().mask(Mask::CAUSAL)
     };
     let long = new(1, rows + rows / 9, 96).mask(Mask::window(40));

@@ -99,9 +99,9 @@ fn is_right(layer: SelfAttention) {
     every_way(&layer, &data.inputs(layer.packed), &d_out, |got, what| answer.check(got, what));
 }
 
-/// `len` rows of 2 sequences, 3 heads 32 wide.
+/// `len` rows of 2 sequences, 3 heads 16 wide.
 fn usual(len: u32) -> SelfAttention {
-    SelfAttention::new(2, len, 96, 3).expect("an even split")
+    SelfAttention::new(2, len, 48, 3).expect("an even split")
 }
 
 /// Where a tensor is.
@@ -165,7 +165,7 @@ fn separate_and_packed_weights_with_and_without_biases() {
 
 #[test]
 fn grouped_heads_and_other_widths() {
-    let grouped = usual(67).mask(Mask::CAUSAL).with_biases().with_heads(6, 2, 32, 32);
+    let grouped = usual(67).mask(Mask::CAUSAL).with_biases().with_heads(6, 2, 16, 16);
     is_right(grouped);
     is_right(grouped.packed().with_out_dim(50));
     if !support::small() {
@@ -179,7 +179,7 @@ fn grouped_heads_and_other_widths() {
 
 #[test]
 fn cross_attention_to_a_context_of_another_width_and_length() {
-    let cross = usual(37).with_heads(4, 2, 32, 32).with_context(53, 64).with_biases();
+    let cross = usual(37).with_heads(4, 2, 16, 16).with_context(53, 64).with_biases();
     is_right(cross);
     is_right(cross.mask(Mask::CAUSAL).with_out_dim(40));
     is_right(usual(70).with_context(1, 96).mask(Mask::CAUSAL));
@@ -191,7 +191,7 @@ fn layers_that_drop_weights() {
     is_right(causal.with_dropout(0.3));
     is_right(causal.packed().with_dropout(0.5));
     if !support::small() {
-        is_right(usual(67).with_heads(6, 2, 32, 32).with_context(53, 64).with_dropout(0.1));
+        is_right(usual(67).with_heads(6, 2, 16, 16).with_context(53, 64).with_dropout(0.1));
     }
 }
 
@@ -339,7 +339,7 @@ fn more_than_a_binding_holds() {
     let gpu = Gpu::new(|limits| limits.max_storage_buffer_binding_size = bytes);
     let rows = u32::try_from(bytes / 384).expect("small");
     let new = |batch, len, dim| {
-        let layer = SelfAttention::new(batch, len, dim, dim / 32).expect("an even split");
+        let layer = SelfAttention::new(batch, len, dim, dim / 16).expect("an even split");
         layer.with_biases().mask(Mask::CAUSAL)
     };
     let long = new(1, rows + rows / 9, 96).mask(Mask::window(40));
@@ -502,7 +502,7 @@ fn what_has_no_gradient_or_no_room_is_an_error() {
     let no_gradient = ProblemError::NoGradient { what, why: "attention has none" };
     assert_eq!(error(&layer.with_weights(), &given), PlanError::Problem(no_gradient).into());
     let tensor = "d_out".into();
-    assert_eq!(error(&layer, &given), Error::Length { tensor, required: 960, actual: 0 });
+    assert_eq!(error(&layer, &given), Error::Length { tensor, required: 480, actual: 0 });
     let given = LayerBackwardInputs { d_out: &d_out(&layer, 1), saved: &[0.0; 4] };
     let tensor = "saved".into();
     assert_eq!(error(&layer, &given), Error::Length { tensor, required: 0, actual: 4 });

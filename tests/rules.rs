@@ -119,7 +119,7 @@ fn sees_with_sinks(what: &str, problem: Problem, extra: &Extra, shown: impl Fn(A
 }
 
 fn cross(batch: u32, heads: u32, q_len: u32, kv_len: u32) -> Problem {
-    Problem::new(Shape::cross_attention(batch, heads, q_len, kv_len, 32)).with_lse()
+    Problem::new(Shape::cross_attention(batch, heads, q_len, kv_len, 16)).with_lse()
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn rule_04_no_query_no_key_and_no_sequence_are_valid() {
         for stage in [ScoreStage::Raw, ScoreStage::Biased] {
             judged(&name, rich.clone().with_weights().with_scores(stage));
         }
-        let packed = Shape::cross_attention(batch.min(q_len + kv_len), 2, q_len, kv_len, 32);
+        let packed = Shape::cross_attention(batch.min(q_len + kv_len), 2, q_len, kv_len, 16);
         if batch > 0 || (q_len, kv_len) == (0, 0) {
             judged(&name, Problem::packed(packed).mask(Mask::CAUSAL).with_sinks().with_lse());
         }
@@ -199,8 +199,8 @@ fn rule_04_no_query_no_key_and_no_sequence_are_valid() {
 fn by_hand(problem: &Problem, q: f32, keys: &[f32]) -> Tensors {
     let mut tensors = marked(problem, Extra::default());
     tensors.k.fill(0.0);
-    tensors.q.iter_mut().step_by(32).for_each(|x| *x = q);
-    tensors.k.iter_mut().step_by(32).zip(keys.iter().cycle()).for_each(|(x, key)| *x = *key);
+    tensors.q.iter_mut().step_by(16).for_each(|x| *x = q);
+    tensors.k.iter_mut().step_by(16).zip(keys.iter().cycle()).for_each(|(x, key)| *x = *key);
     tensors
 }
 
@@ -233,8 +233,8 @@ fn rule_05_a_scale_of_0_is_a_mean_and_a_negative_one_turns_scores_round() {
         let scores = KEYS.map(|k| f64::from(scale) * 1.5 * f64::from(k));
         has_scores("scale", &problem, &tensors, &scores, -INF);
     }
-    // 1 / sqrt(32).
-    let scores = KEYS.map(|k| 1.5 * f64::from(k) / 32.0_f64.sqrt());
+    // 1 / sqrt(16).
+    let scores = KEYS.map(|k| 1.5 * f64::from(k) / 4.0);
     has_scores("default", &base, &by_hand(&base, 1.5, &KEYS), &scores, -INF);
     let wide = cross(2, 3, 40, 150).mask(Mask::CAUSAL);
     judged("negative", wide.clone().scale(-0.4));
@@ -364,7 +364,7 @@ fn materialised<T: Copy>(data: &[T], pairs: Pairs, exact: [u32; 4]) -> Vec<T> {
 #[test]
 fn rule_09_every_axis_of_a_mask_and_a_bias_may_be_broadcast() {
     let exact = [2, 4, 45, 83];
-    let shape = Shape::cross_attention(2, 4, 45, 83, 32).with_kv_heads(2);
+    let shape = Shape::cross_attention(2, 4, 45, 83, 16).with_kv_heads(2);
     let form = |n: u32| {
         let axes = std::array::from_fn(|axis| if n >> axis & 1 == 0 { exact[axis] } else { 1 });
         Pairs::new(axes)
@@ -408,13 +408,13 @@ fn rule_09_every_axis_of_a_mask_and_a_bias_may_be_broadcast() {
 #[test]
 fn rule_10_groups_of_any_ratio_share_a_head_in_order() {
     for (heads, kv_heads) in [(2, 2), (6, 2), (10, 2), (14, 2), (28, 4), (5, 1)] {
-        let shape = Shape::cross_attention(2, heads, 9, 40, 32).with_kv_heads(kv_heads);
+        let shape = Shape::cross_attention(2, heads, 9, 40, 16).with_kv_heads(kv_heads);
         let problem = Problem::new(shape).mask(Mask::CAUSAL).with_lse();
         let what = format!("{heads} on {kv_heads}");
         sees(&what, &problem, Extra::default(), |(_, _, i), j| j <= i + 31);
         judged(&what, problem);
     }
-    let problem = Problem::new(Shape::self_attention(1, 6, 9, 32).with_kv_heads(4));
+    let problem = Problem::new(Shape::self_attention(1, 6, 9, 16).with_kv_heads(4));
     let wanted = ProblemError::UngroupedHeads { heads: 6, kv_heads: 4 };
     is_refused(&problem, &Extra::default(), |error| *error == Error::Problem(wanted.clone()));
 }
@@ -547,10 +547,10 @@ fn unpacked(case: &Case, tensors: &Tensors, b: u32) -> [(Problem, Tensors); 2] {
     let e = &tensors.extra;
     let (q, kv) = (part(&e.cu_seqlens_q), part(&e.cu_seqlens_k));
     let rows = |data: &[f32], range: &std::ops::Range<u32>, heads: u32| {
-        data[len(range.start * heads * 32)..len(range.end * heads * 32)].to_vec()
+        data[len(range.start * heads * 16)..len(range.end * heads * 16)].to_vec()
     };
     let (q_len, kv_len) = (q.end - q.start, kv.end - kv.start);
-    let shape = Shape::cross_attention(1, s.heads, q_len, kv_len, 32).with_kv_heads(s.kv_heads);
+    let shape = Shape::cross_attention(1, s.heads, q_len, kv_len, 16).with_kv_heads(s.kv_heads);
     let mut packed = case.problem.clone();
     packed.shape = shape;
     let mut dense = Problem::new(shape).layout(Layout::Bshd).mask(packed.mask).with_lse();
@@ -568,7 +568,7 @@ fn unpacked(case: &Case, tensors: &Tensors, b: u32) -> [(Problem, Tensors); 2] {
 
 /// Nothing at the start, in the middle, at the end; queries without keys, keys without queries.
 fn packed_case(problem: impl Fn(Problem) -> Problem) -> (Case, Tensors) {
-    let shape = |batch| Shape::cross_attention(batch, 4, 130, 310, 32).with_kv_heads(2);
+    let shape = |batch| Shape::cross_attention(batch, 4, 130, 310, 16).with_kv_heads(2);
     let case = Case::new("packed", problem(Problem::packed(shape(7)).with_lse().with_sinks()));
     let mut tensors = Case::new("tokens", Problem::packed(shape(1))).sharp(8.0).tensors(0);
     tensors.extra = Extra {
@@ -583,9 +583,9 @@ fn packed_case(problem: impl Fn(Problem) -> Problem) -> (Case, Tensors) {
 /// How far the rows of sequence `b` in a packed result are off those of its own, and their lse.
 fn apart(tensors: &Tensors, b: u32, all: &Got, own: &Got) -> (f64, f64) {
     let first = len(tensors.extra.cu_seqlens_q[len(b)]);
-    let count = own.out.len() / 128;
+    let count = own.out.len() / 64;
     let most = |off: f64, (x, y): (&f32, &f32)| off.max(error(*x, f64::from(*y)));
-    let out = all.out[first * 128..].iter().zip(&own.out).fold(0.0, most);
+    let out = all.out[first * 64..].iter().zip(&own.out).fold(0.0, most);
     let lses = |got: &Got, h: usize, rows: usize, first: usize| {
         got.lse.as_ref().map_or(Vec::new(), |lse| lse[h * rows + first..][..count].to_vec())
     };
@@ -648,7 +648,7 @@ fn rule_27_packed_sequences_have_the_same_bits_in_every_batch() {
 
 #[test]
 fn rule_28_results_do_not_depend_on_strides() {
-    let shape = Shape::cross_attention(2, 4, 45, 83, 32).with_kv_heads(2);
+    let shape = Shape::cross_attention(2, 4, 45, 83, 16).with_kv_heads(2);
     let base = Problem::new(shape).mask(Mask::window(50)).with_lse();
     let dense = Case::new("dense", base.clone()).sharp(8.0);
     let tensors = dense.tensors(0);
@@ -672,7 +672,7 @@ fn rule_28_results_do_not_depend_on_strides() {
     let layouts = [even(base.clone()), base.clone().layout(Layout::Bshd), odd(base.clone())];
     for (i, problem) in layouts.iter().enumerate() {
         let relaid = |data: &[f32], heads, rows, strides| {
-            support::case::relaid(data, [2, heads, rows], 32, strides)
+            support::case::relaid(data, [2, heads, rows], 16, strides)
         };
         let other = Tensors {
             q: relaid(&tensors.q, 4, 45, (base.q, problem.q)),
@@ -689,7 +689,7 @@ fn rule_28_results_do_not_depend_on_strides() {
             assert!(i == 2 || bits(&got) == bits(&want), "{target:?}: {problem:?}");
         }
     }
-    let overlapping = base.out_strides(Strides { batch: 5760, head: 1440, row: 31 });
+    let overlapping = base.out_strides(Strides { batch: 2880, head: 720, row: 15 });
     let refused =
         |error: &Error| matches!(error, Error::Problem(ProblemError::OverlappingRows { .. }));
     is_refused(&overlapping, &Extra::default(), refused);
@@ -763,7 +763,7 @@ fn rule_30_misuse_is_a_typed_error_and_no_option_is_ignored() {
     let too_long =
         |error: &Error| matches!(error, Error::LengthTooLarge { index: 1, found: 8, max: 7, .. });
     refused(&lens, Extra { kv_lens: vec![7, 8], ..none() }, &too_long);
-    let packed = Problem::packed(Shape::cross_attention(2, 2, 5, 7, 32));
+    let packed = Problem::packed(Shape::cross_attention(2, 2, 5, 7, 16));
     let wrong = |error: &Error| matches!(error, Error::Sequences { .. });
     for (q, k) in [([1, 2, 5], [0, 2, 7]), ([0, 2, 5], [0, 2, 6]), ([0, 6, 5], [0, 2, 7])] {
         let extra = Extra { cu_seqlens_q: q.to_vec(), cu_seqlens_k: k.to_vec(), ..none() };

@@ -98,7 +98,7 @@ fn every_candidate_gives_the_untuned_result() {
 fn plans_take_the_choice_of_a_tuning_and_of_its_record() {
     let runner = runner(DeviceClass::Software);
     let (device, queue, attention) = runner.device().expect("a GPU");
-    let problem = Problem::new(Shape::self_attention(1, 2, 64, 32));
+    let problem = Problem::new(Shape::self_attention(1, 2, 64, 16));
     let untuned = attention.plan(&problem).expect("a plan");
     let record = attention.tune(queue, &problem).expect("a record");
     assert_eq!(record.len(), 1);
@@ -118,11 +118,11 @@ fn plans_take_the_choice_of_a_tuning_and_of_its_record() {
     other.load(&choosing(&record, &staged));
     let chosen = other.plan(&problem).expect("a plan");
     assert_ne!(chosen, untuned);
-    let alike = Problem::new(Shape::self_attention(3, 5, 40, 32));
+    let alike = Problem::new(Shape::self_attention(3, 5, 40, 16));
     let names = |problem: &Problem| other.plan(problem).expect("a plan").kernels().count();
     assert_eq!(names(&alike), 3, "as {staged}");
     for different in [
-        Problem::new(Shape::self_attention(1, 2, 65, 32)),
+        Problem::new(Shape::self_attention(1, 2, 65, 16)),
         Problem::new(Shape::self_attention(1, 2, 64, 36)),
         problem.clone().mask(Mask::CAUSAL),
         problem.clone().softcap(9.0),
@@ -163,7 +163,7 @@ fn foreign_and_stale_records_are_ignored_with_a_line_in_the_log() {
     log_lines();
     let (device, queue) = wgpu::Device::noop(&Default::default());
     let attention = Attention::new(&device);
-    let problem = Problem::new(Shape::self_attention(1, 2, 64, 32));
+    let problem = Problem::new(Shape::self_attention(1, 2, 64, 16));
     let record = attention.tune(&queue, &problem).expect("a record");
     let staged = timed(&record).into_iter().find(|name| name.starts_with("staged"));
     let record = choosing(&record, &staged.expect("the noop device is fast"));
@@ -285,7 +285,7 @@ fn what_cannot_be_tuned_says_so() {
 fn tuning_need_not_block() {
     let runner = runner(DeviceClass::Software);
     let (_, queue, attention) = runner.device().expect("a GPU");
-    let problem = Problem::new(Shape::self_attention(1, 2, 64, 32));
+    let problem = Problem::new(Shape::self_attention(1, 2, 64, 16));
     let options = within(Duration::ZERO);
     let record = pollster::block_on(attention.tune_async(queue, &problem, &options));
     assert_eq!(timed(&record.expect("a record")).len(), 1);
@@ -295,7 +295,7 @@ fn tuning_need_not_block() {
 fn a_tuning_that_is_given_up_leaves_nothing_behind() {
     let runner = runner(DeviceClass::Software);
     let (_, queue, attention) = runner.device().expect("a GPU");
-    let problem = Problem::new(Shape::self_attention(1, 2, 64, 32));
+    let problem = Problem::new(Shape::self_attention(1, 2, 64, 16));
     let untuned = attention.plan(&problem).expect("a plan");
     let options = within(Duration::from_secs(60));
     {

@@ -1,6 +1,6 @@
 //! The named problems.
 //!
-//! Software GPUs take seconds to compile a kernel and milliseconds to run it, so problems share head sizes: 32
+//! Software GPUs take seconds to compile a kernel and milliseconds to run it, so problems share head sizes: 16
 //! unless the size is the point.
 
 use super::case::Case;
@@ -79,7 +79,7 @@ const fn cross(heads: u32, q_len: u32, kv_len: u32, dim: u32) -> Shape {
 
 /// As models have them, in small.
 fn models() -> Vec<Case> {
-    let gqa_3 = square(1, 6, 83, 32).with_kv_heads(2);
+    let gqa_3 = square(1, 6, 83, 16).with_kv_heads(2);
     let gqa_7 = Shape::cross_attention(2, 14, 29, 101, 64).with_kv_heads(2);
     vec![
         Case::new("bert", full_mask(square(2, 3, 101, 64)).with_lse()),
@@ -88,20 +88,20 @@ fn models() -> Vec<Case> {
         Case::new("llama_decode", causal(cross(8, 1, 513, 64).with_kv_heads(2)).with_lse()),
         Case::new("gqa_3", causal(gqa_3).with_lse()).sharp(20.0),
         Case::new("gqa_7", full_mask(gqa_7).with_lse()).sharp(8.0),
-        Case::new("mqa", causal(square(2, 5, 67, 32).with_kv_heads(1))),
-        Case::new("cross", full_mask(cross(4, 13, 307, 32)).with_lse()).sharp(30.0),
+        Case::new("mqa", causal(square(2, 5, 67, 16).with_kv_heads(1))),
+        Case::new("cross", full_mask(cross(4, 13, 307, 16)).with_lse()).sharp(30.0),
     ]
 }
 
 /// Every kind of band along every kind of diagonal.
 fn masks() -> Vec<Case> {
-    let band = |left, right| masked(square(1, 2, 151, 32), Mask::band(left, right));
+    let band = |left, right| masked(square(1, 2, 151, 16), Mask::band(left, right));
     let along = |q_len, kv_len, mask: Mask, diagonal| {
-        masked(cross(2, q_len, kv_len, 32), mask.along(diagonal)).with_lse()
+        masked(cross(2, q_len, kv_len, 16), mask.along(diagonal)).with_lse()
     };
     vec![
-        Case::new("window", masked(square(1, 2, 199, 32), Mask::window(17)).with_lse()).sharp(16.0),
-        Case::new("window_of_one", masked(square(1, 2, 70, 32), Mask::window(0)).with_lse()),
+        Case::new("window", masked(square(1, 2, 199, 16), Mask::window(17)).with_lse()).sharp(16.0),
+        Case::new("window_of_one", masked(square(1, 2, 70, 16), Mask::window(0)).with_lse()),
         Case::new("band", band(Some(9), Some(5)).with_lse()).sharp(12.0),
         Case::new("left_only", band(Some(30), None)),
         Case::new("right_only", band(None, Some(41))).sharp(8.0),
@@ -136,16 +136,16 @@ fn shapes() -> Vec<Case> {
         Case::new("narrow_2", causal(narrow(2, 3))).sharp(10.0),
         Case::new("narrow_3", full_mask(narrow(3, 5))),
         Case::new("narrow_5", causal(narrow(5, 2)).with_lse()).sharp(20.0),
-        Case::new("long", causal(cross(1, 301, 1031, 32))).sharp(16.0),
-        Case::new("many_keys", full_mask(cross(2, 3, 4099, 32)).with_lse()),
+        Case::new("long", causal(cross(1, 301, 1031, 16))).sharp(16.0),
+        Case::new("many_keys", full_mask(cross(2, 3, 4099, 16)).with_lse()),
     ]
 }
 
 /// The same tensors laid out in other ways.
 fn layouts() -> Vec<Case> {
-    let shape = square(2, 6, 47, 32).with_kv_heads(2);
+    let shape = square(2, 6, 47, 16).with_kv_heads(2);
     let strided = |batch, head, row| Strides { batch, head, row };
-    let shared = Shape::cross_attention(3, 2, 33, 65, 32);
+    let shared = Shape::cross_attention(3, 2, 33, 65, 16);
     vec![
         Case::new("bshd", full_mask(square(2, 3, 71, 64)).layout(Layout::Bshd).with_lse())
             .sharp(8.0),
@@ -163,18 +163,18 @@ fn layouts() -> Vec<Case> {
                 .with_lse(),
         ),
         Case::new("shared_keys", {
-            let keys = strided(0, 65 * 32, 32);
+            let keys = strided(0, 65 * 16, 16);
             full_mask(shared).k_strides(keys).v_strides(keys).with_lse()
         })
         .sharp(12.0),
-        Case::new("one_key_repeated", causal(shared).k_strides(strided(64, 32, 0))),
-        Case::new("heads_share_values", full_mask(shared).v_strides(strided(65 * 32, 0, 32))),
+        Case::new("one_key_repeated", causal(shared).k_strides(strided(32, 16, 0))),
+        Case::new("heads_share_values", full_mask(shared).v_strides(strided(65 * 16, 0, 16))),
     ]
 }
 
 /// Where formulas and launches end.
 fn edges() -> Vec<Case> {
-    let (rows, lens) = (square(2, 3, 31, 32), |q_len, kv_len| cross(2, q_len, kv_len, 32));
+    let (rows, lens) = (square(2, 3, 31, 16), |q_len, kv_len| cross(2, q_len, kv_len, 16));
     let many = Shape::cross_attention(100, 700, 1, 1, 4);
     let chunked = full_mask(Shape::cross_attention(1, 3, 3407, 3413, 4)).with_lse();
     vec![
@@ -187,7 +187,7 @@ fn edges() -> Vec<Case> {
         Case::new("no_key", full_mask(lens(31, 0)).with_lse()),
         Case::new("no_key_causal", causal(lens(31, 0))),
         Case::new("no_query", full_mask(lens(0, 31)).with_lse()),
-        Case::new("no_sequence", causal(square(0, 2, 31, 32)).with_lse()),
+        Case::new("no_sequence", causal(square(0, 2, 31, 16)).with_lse()),
         Case::new("more_workgroups_than_an_axis_has", full_mask(many).with_lse()),
         // More scores than the staged kernels hold at a time.
         Case::new("chunked", chunked).sharp(8.0),
@@ -196,13 +196,13 @@ fn edges() -> Vec<Case> {
 
 /// With the weights themselves.
 fn weights() -> Vec<Case> {
-    let grouped = square(2, 6, 40, 32).with_kv_heads(2);
+    let grouped = square(2, 6, 40, 16).with_kv_heads(2);
     let odd = Shape::cross_attention(2, 3, 45, 59, 37).with_v_head_dim(41);
     vec![
         Case::new("weights", full_mask(grouped).with_weights().with_lse()).sharp(8.0),
-        Case::new("weights_causal", causal(square(1, 2, 131, 32)).with_weights()).sharp(16.0),
+        Case::new("weights_causal", causal(square(1, 2, 131, 16)).with_weights()).sharp(16.0),
         Case::new("weights_odd", masked(odd, Mask::window(13)).with_weights().with_lse()),
-        Case::new("weights_empty_rows", causal(cross(3, 50, 20, 32)).with_weights().with_lse()),
-        Case::new("weights_no_key", full_mask(cross(2, 5, 0, 32)).with_weights()),
+        Case::new("weights_empty_rows", causal(cross(3, 50, 20, 16)).with_weights().with_lse()),
+        Case::new("weights_no_key", full_mask(cross(2, 5, 0, 16)).with_weights()),
     ]
 }

@@ -85,7 +85,7 @@ pub(crate) fn all_values() -> Vec<Drawn> {
 /// As many kinds, each with what draws its problems: of some tried, the one with most pairs of values that were not
 /// met before.
 pub(crate) fn kinds(seed: u64, count: u32) -> Vec<(Kind, Random)> {
-    const TRIED: u64 = 12;
+    const TRIED: u64 = 96;
     let mut met = HashSet::new();
     let mut kinds = Vec::new();
     for n in 0..u64::from(count) {
