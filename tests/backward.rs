@@ -189,7 +189,7 @@ fn many() -> Option<u32> {
 /// Whole random problems, all features mixed; some gradients not asked for. Those of a kind share kernels.
 fn agrees_on_random_problems(target: Target, seed: u64, count: u32, of_a_kind: u32) {
     let mut done = 0;
-    for (kind, mut random) in kinds(seed, count) {
+    for (kind, mut random) in kinds(seed, count, 12) {
         for i in 0..of_a_kind {
             let mut problem = kind.problem(&mut random);
             (problem.weights, problem.scores) = (false, None);

@@ -5,7 +5,7 @@
 mod device;
 mod support;
 
-use device::{CLASSES, Gpu, bits};
+use device::{CLASSES, Gpu, bits, classes};
 use std::sync::LazyLock;
 use support::random::Random;
 use wgpu_attention::{
@@ -231,7 +231,7 @@ fn parts_of_keys_in_ranges_give_the_bits_of_the_whole() {
 #[test]
 fn parts_of_a_layer_give_the_bits_of_the_whole() {
     let layer = SelfAttention::new(2, 99, 64, 4).expect("even heads").mask(Mask::CAUSAL);
-    for class in CLASSES {
+    for class in classes() {
         for algorithm in [Algorithm::Staged, Algorithm::Flash] {
             let plan = GPU.attention(class).plan_layer_with(&layer, algorithm).expect("a plan");
             is_the_same_in_parts(&GPU, class, plan, &[]);
@@ -245,8 +245,7 @@ fn parts_of_a_folded_grid_give_the_bits_of_the_whole() {
     let shape = Shape::cross_attention(700, 100, 1, 3, 4);
     let problem = Problem::new(shape).mask(Mask::window(1)).with_lse();
     // Old software GPUs take minutes for both.
-    let classes = if support::small() { vec![DeviceClass::Software] } else { CLASSES.to_vec() };
-    for class in classes {
+    for class in classes() {
         for algorithm in [Algorithm::Staged, Algorithm::Flash] {
             let plan = GPU.attention(class).plan_with(&problem, algorithm).expect("a plan");
             let bench = Bench::new(&GPU, class, plan, &[]);

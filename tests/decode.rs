@@ -2,8 +2,10 @@
 
 #![cfg(feature = "cpu")]
 
+mod device;
 mod support;
 
+use device::{CLASSES, classes};
 use support::case::{Case, Tensors, start};
 use support::judge::Answer;
 use support::random::Random;
@@ -12,8 +14,6 @@ use wgpu_attention::{
     Algorithm, Capabilities, DType, DeviceClass, Download, Error, Mask, MaskFormat, Pages, Pairs,
     Plan, Problem, Shape, Strides, wgpu,
 };
-
-const CLASSES: [DeviceClass; 2] = [DeviceClass::Hardware, DeviceClass::Software];
 
 fn kernels(
     problem: &Problem,
@@ -172,7 +172,7 @@ fn lengths_grow_under_one_dispatch() {
         let mut filled = |data: &mut Vec<f32>| data.iter_mut().for_each(|x| *x = random.unit());
         filled(&mut tensors.k);
         filled(&mut tensors.v);
-        for class in CLASSES {
+        for class in classes() {
             let (device, queue, attention) = runner(class).device().expect("a GPU");
             let buffer = |contents: &[u8]| {
                 device.create_buffer_init(&wgpu::util::BufferInitDescriptor {
@@ -313,7 +313,7 @@ fn a_prompt_bound_in_parts_has_the_bits_of_the_whole() {
         Problem::new(shape).mask(Mask::CAUSAL).with_lse().batch_invariant()
     };
     let whole = Case::new("whole", problem(len, len)).sharp(8.0).tensors(0);
-    for class in CLASSES {
+    for class in classes() {
         let target = Target::Tight(class, Algorithm::Split);
         let want = target.run("whole", &problem(len, len), &whole);
         for (from, to) in [(2300, 2400), (3000, 3001), (3400, 3500)] {
@@ -336,7 +336,7 @@ fn quantised_caches_stay_near_what_was_stored() {
     let shape = Shape::cross_attention(1, 8, 1, 900, 32).with_kv_heads(2);
     let plain = Case::new("plain", Problem::new(shape));
     let tensors = plain.tensors(0);
-    for class in CLASSES {
+    for class in classes() {
         let exact = Target::Auto(class).run("plain", &plain.problem, &tensors);
         // Numbers are between -1 and 1: half a scale is 1/254, or 1/15. The weighted sum of values is off by no more
         // than a value, and as much again by what scores are off.
@@ -419,7 +419,7 @@ fn pages_that_the_pool_does_not_have_are_found_or_stay_within_it() {
         let error = target.try_run(&case.problem, &short).expect_err("an entry too few");
         assert!(matches!(error, Error::Length { required: 10, actual: 9, .. }), "{error}");
     }
-    for class in CLASSES {
+    for class in classes() {
         let (device, queue, attention) = runner(class).device().expect("a GPU");
         let buffer = |contents: &[u8]| {
             device.create_buffer_init(&wgpu::util::BufferInitDescriptor {

@@ -476,7 +476,7 @@ fn a_seed_that_is_one_buffer_too_many_is_gathered_apart() {
     let [slopes, sinks] = [&e.alibi_slopes, &e.sinks].map(|data| gpu.input(data));
     let lens = [&e.q_lens, &e.kv_lens, &offsets, &e.block_table].map(|data| words(data));
     let seed = words(bytemuck::cast_slice(&[e.seed]));
-    for class in device::CLASSES {
+    for class in device::classes() {
         let attention = gpu.attention(class);
         let problem = problem.clone().with_block_mask();
         let making = attention.plan_block_mask(&problem).expect("a plan");

@@ -5,7 +5,7 @@
 mod device;
 mod support;
 
-use device::{CLASSES, Gpu};
+use device::{Gpu, classes};
 use std::sync::LazyLock;
 use support::At;
 use support::case::{Case, Tensors, rows, start};
@@ -26,11 +26,6 @@ static TIGHT: LazyLock<Gpu> =
 fn types() -> Vec<DType> {
     let halves = if support::small() { vec![DType::F16] } else { vec![DType::F16, DType::BF16] };
     [vec![DType::F32], halves].concat()
-}
-
-/// Classes of tiles; those of the software's, or all.
-fn classes() -> Vec<DeviceClass> {
-    if support::small() { vec![DeviceClass::Software] } else { CLASSES.to_vec() }
 }
 
 /// One sequence, one head, 16 wide.

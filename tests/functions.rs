@@ -5,7 +5,7 @@
 mod device;
 mod support;
 
-use device::{CLASSES, Gpu, bits, poisoned};
+use device::{CLASSES, Gpu, bits, classes, poisoned};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use support::case::{Case, Tensors as Data, extent, rows};
@@ -18,11 +18,6 @@ use wgpu_attention::{
 };
 
 static GPU: LazyLock<Gpu> = LazyLock::new(|| Gpu::new(|_| {}));
-
-/// Where compiling takes long, tiles of one class.
-fn classes() -> impl Iterator<Item = DeviceClass> {
-    CLASSES.into_iter().skip(usize::from(support::small()))
-}
 
 fn targets() -> impl Iterator<Item = Target> {
     let software = DeviceClass::Software;

@@ -7,7 +7,7 @@ mod device;
 mod sentence;
 mod support;
 
-use device::{CLASSES, Gpu};
+use device::{Gpu, classes};
 use sentence::Sentence;
 use support::judge;
 use support::layer::{Data, formula};
@@ -55,7 +55,7 @@ impl Answer {
 
 /// On every device class by every algorithm that gives the outputs, and without a GPU.
 fn every_way(layer: &SelfAttention, inputs: &LayerInputs<'_>, check: impl Fn(&Outputs, &str)) {
-    for class in CLASSES {
+    for class in classes() {
         for algorithm in [Algorithm::Staged, Algorithm::Flash] {
             if layer.weights && algorithm == Algorithm::Flash {
                 continue;
@@ -167,7 +167,7 @@ fn more_than_a_binding_holds() {
     {
         let data = Data::new(&layer, 1);
         let answer = Answer::of(&layer, &data);
-        for class in CLASSES {
+        for class in classes() {
             for (algorithm, whole) in [(Algorithm::Staged, 7), (Algorithm::Flash, 5)] {
                 let what = format!("{class:?} {algorithm:?} {layer:?}");
                 let out = run(&gpu, class, (&layer, algorithm, whole), &data.inputs(layer.packed));

@@ -5,7 +5,7 @@
 mod device;
 mod support;
 
-use device::{CLASSES, Gpu, bits};
+use device::{Gpu, bits, classes};
 use support::judge;
 use support::layer::{Data, Gradients, formula, gradients, named};
 use support::random::Random;
@@ -76,8 +76,7 @@ fn every_way(
     check: impl Fn(&LayerGradients, &str),
 ) {
     let cpu = Runner::cpu();
-    let runners = (CLASSES.into_iter().skip(usize::from(support::small())))
-        .map(|class| (format!("{class:?}"), runner(class)));
+    let runners = classes().map(|class| (format!("{class:?}"), runner(class)));
     for (name, runner) in runners.chain([("CPU".to_owned(), &cpu)]) {
         for layer in [*layer, layer.with_saved()] {
             let what = format!("{name} {layer:?}");
@@ -314,7 +313,7 @@ impl Buffers {
 /// Both forms of all kernels, by either way to the gradients of the attention.
 fn ways() -> impl Iterator<Item = (DeviceClass, Algorithm)> {
     let both = [Algorithm::Auto, Algorithm::Staged];
-    CLASSES.into_iter().flat_map(move |class| both.map(|algorithm| (class, algorithm)))
+    classes().flat_map(move |class| both.map(|algorithm| (class, algorithm)))
 }
 
 /// The gradients of a layer in buffers of the test's own; they take more than `least` steps.

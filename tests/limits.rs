@@ -5,7 +5,7 @@
 mod device;
 mod support;
 
-use device::{CLASSES, Gpu};
+use device::{CLASSES, Gpu, classes};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use support::case::{Case, extent};
@@ -82,7 +82,7 @@ fn is_cut(name: &str, problem: Problem) {
     let case = Case::new(name, problem.clone()).sharp(8.0);
     let answer = Answer::of(&case);
     let tight = Attention::new(&TIGHT.0);
-    for class in CLASSES {
+    for class in classes() {
         for (algorithm, whole) in [(Algorithm::Staged, 3), (Algorithm::Flash, 1)] {
             if problem.weights && algorithm == Algorithm::Flash {
                 continue;
@@ -216,7 +216,7 @@ fn the_default_limits_of_webgpu_are_enough() {
     let shape = Shape::cross_attention(2, 4, 67, 131, 32).with_kv_heads(2);
     let case = Case::new("limits", Problem::new(shape).mask(Mask::CAUSAL).with_lse()).sharp(8.0);
     let answer = Answer::of(&case);
-    for class in CLASSES {
+    for class in classes() {
         for algorithm in [Algorithm::Staged, Algorithm::Flash] {
             let plan = GPU.attention(class).plan_with(&case.problem, algorithm).expect("a plan");
             let got = Bound::new(class, &plan, &case).run();
@@ -233,8 +233,7 @@ fn more_workgroups_than_an_axis_of_a_grid_has_are_folded() {
     let rows = sampled(&shape, 5000);
     let answer = Answer::for_rows(case.to_string(), &case.problem, &case.tensors(0), &rows);
     // Old software GPUs take minutes for both.
-    let classes = if support::small() { vec![DeviceClass::Software] } else { CLASSES.to_vec() };
-    for class in classes {
+    for class in classes() {
         for algorithm in [Algorithm::Staged, Algorithm::Flash] {
             let plan = GPU.attention(class).plan_with(&case.problem, algorithm);
             let plan = plan.expect("a plan");
@@ -260,7 +259,7 @@ fn long_sequences_take_the_memory_of_q_k_v_and_out_only() {
     let case = Case::new("long", Problem::new(shape).mask(Mask::window(63)).with_lse()).sharp(8.0);
     let rows = sampled(&shape, 1000);
     let answer = Answer::for_rows(case.to_string(), &case.problem, &case.tensors(0), &rows);
-    for class in CLASSES {
+    for class in classes() {
         let plan = GPU.attention(class).plan(&case.problem).expect("a plan");
         assert_eq!(plan.workspace_bytes(), 0, "{plan}");
         let got = Bound::new(class, &plan, &case).run();
@@ -327,7 +326,7 @@ fn tiles_that_nothing_sees_cost_nothing() {
     };
     // The last rows of the second see the first keys.
     let edge = i32::try_from(len / 32).expect("small") - i32::try_from(len).expect("small");
-    for class in CLASSES {
+    for class in classes() {
         for algorithm in [Algorithm::Staged, Algorithm::Flash] {
             // All pairs but one: the same kernels.
             let full = time(class, algorithm, Mask::band(None, Some(len - 2)), 1);
@@ -347,7 +346,7 @@ fn a_device_with_one_mebibyte_a_binding_takes_larger_tensors_in_parts() {
         Problem::new(Shape::self_attention(1, 1, 9000, 32)).mask(Mask::window(63)).with_lse();
     let case = Case::new("one mebibyte", problem.clone()).sharp(8.0);
     let (inputs, answer) = (case.tensors(0), Answer::of(&case));
-    for class in CLASSES {
+    for class in classes() {
         for (algorithm, kernel) in [(Algorithm::Staged, "values"), (Algorithm::Flash, "merge")] {
             let attention = gpu.attention(class);
             let plan = attention.plan_with(&problem, algorithm).expect("a plan");

@@ -130,7 +130,9 @@ fn the_catalogue_agrees_with_the_definition() {
 #[test]
 fn random_problems_agree_with_the_definition() {
     let count = if support::small() { 4 } else { 12 };
-    let cases = kinds(11, count).into_iter().map(|(kind, mut random)| {
+    // Of wide heads a software GPU compiles kernels for a quarter of a minute each; the self test has some.
+    let kinds = kinds(11, 60, 12).into_iter().filter(|(kind, _)| kind.width() <= 40).take(count);
+    let cases = kinds.map(|(kind, mut random)| {
         let problem = kind.problem(&mut random);
         let types = [Types::F16, Types::F16ToF32, Types::F16AndBf16, Types::Split];
         let case = Case::new(&kind.to_string(), problem);

@@ -2,6 +2,9 @@
 
 #![cfg(feature = "tune")]
 
+mod device;
+
+use device::{CLASSES, classes};
 use std::sync::{Mutex, Once, PoisonError};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
@@ -10,8 +13,6 @@ use wgpu_attention::{
     MaskFunction, Pairs, PlanError, Problem, Runner, RunnerOptions, Shape, Slopes, TuneOptions,
     TuningRecord, wgpu,
 };
-
-const CLASSES: [DeviceClass; 2] = [DeviceClass::Hardware, DeviceClass::Software];
 
 /// A GPU, or a software GPU, of this test's own: what is tuned on it stays here.
 fn runner(class: DeviceClass) -> Runner {
@@ -59,7 +60,7 @@ fn timed(record: &TuningRecord) -> Vec<String> {
 
 #[test]
 fn every_candidate_gives_the_untuned_result() {
-    for class in CLASSES {
+    for class in classes() {
         let shape = Shape::self_attention(1, 4, 70, 36).with_kv_heads(2);
         for problem in [Problem::new(shape).mask(Mask::CAUSAL).with_lse(), Problem::new(shape)] {
             let runner = runner(class);

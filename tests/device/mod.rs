@@ -8,6 +8,13 @@ use wgpu_attention::{Attention, Checks, DeviceClass, Dispatch, Download, wgpu};
 
 pub(crate) const CLASSES: [DeviceClass; 2] = [DeviceClass::Hardware, DeviceClass::Software];
 
+/// Those whose tiles a feature is tested with: where `WGPU_ATTENTION_TEST=small` says that compiling takes long, of software
+/// GPUs alone.
+pub(crate) fn classes() -> impl Iterator<Item = DeviceClass> + Clone {
+    let small = std::env::var("WGPU_ATTENTION_TEST").is_ok_and(|value| value == "small");
+    CLASSES.into_iter().skip(usize::from(small))
+}
+
 /// What is in a buffer before a test: a NaN that no computation makes.
 pub(crate) const POISON: u32 = 0x7fc0_beef;
 

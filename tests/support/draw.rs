@@ -82,14 +82,13 @@ pub(crate) fn all_values() -> Vec<Drawn> {
     values.collect()
 }
 
-/// As many kinds, each with what draws its problems: of some tried, the one with most pairs of values that were not
+/// As many kinds, each with what draws its problems: of those tried, the one with most pairs of values that were not
 /// met before.
-pub(crate) fn kinds(seed: u64, count: u32) -> Vec<(Kind, Random)> {
-    const TRIED: u64 = 96;
+pub(crate) fn kinds(seed: u64, count: u32, tried: u64) -> Vec<(Kind, Random)> {
     let mut met = HashSet::new();
     let mut kinds = Vec::new();
     for n in 0..u64::from(count) {
-        let tried = (0..TRIED).map(|i| {
+        let tried = (0..tried).map(|i| {
             let mut random = Random::new(seed << 40 | n << 8 | i);
             (Kind::draw(&mut random), random)
         });
@@ -163,6 +162,11 @@ impl Kind {
 
     fn value(&self, feature: &str) -> usize {
         self.chosen.iter().find(|(name, _)| *name == feature).expect("a feature").1
+    }
+
+    /// The wider of its heads.
+    pub(crate) fn width(&self) -> u32 {
+        self.head_dim.max(self.v_head_dim)
     }
 
     /// A problem of this kind.

@@ -200,13 +200,8 @@ struct Wanted {
     elements: Vec<f64>,
     bound: f64,
     zero: Vec<bool>,
-}
-
-impl Wanted {
-    /// Elements that say something of how far off the plain formula is.
-    fn samples(&self) -> usize {
-        self.elements.iter().filter(|x| **x != 0.0).count()
-    }
+    /// How many elements say something of how far off the plain formula is: not those that are 0 to it, too.
+    samples: usize,
 }
 
 impl Answer {
@@ -249,9 +244,13 @@ impl Answer {
         let rows = u64::from(s.batch) * u64::from(s.heads) * u64::from(s.q_len);
         let most = BUDGET / (work(&backward.problem) + rows * 64).max(1);
         let (mut answer, tensors, given) = draw(0);
-        let samples = answer.wanted.iter().map(Wanted::samples).filter(|n| *n > 0).min();
+        let samples = answer.wanted.iter().map(|wanted| wanted.samples).filter(|n| *n > 0).min();
         let least = samples.map_or(1, |n| ELEMENTS.div_ceil(n) as u64);
-        let draws = POOL.div_ceil(rows.max(1)).min(most).max(least);
+        // Of few weights that dropout keeps, the largest error is a matter of luck as of few rows.
+        let dropped = backward.problem.dropout.map_or(0.0, |dropout| dropout.p.min(0.99));
+        let kept =
+            (1..=100).filter(|percent| *percent as f32 <= 100.0 * (1.0 - dropped)).count() as u64;
+        let draws = (100 * POOL).div_ceil(rows.max(1) * kept).min(most).max(least);
         for other in (1..draws).map(|n| draw(n).0) {
             for (wanted, other) in answer.wanted.iter_mut().zip(other.wanted) {
                 wanted.bound = wanted.bound.max(other.bound);
@@ -284,8 +283,10 @@ impl Answer {
         let reference::Gradients { q, k, v, bias, sinks, alibi_slopes, .. } = want;
         let wanted = listed(plain).into_iter().zip([q, k, v, bias, sinks, alibi_slopes]);
         let wanted = wanted.zip(zeros).map(|(((name, plain), elements), zero)| {
-            let off = plain.iter().zip(&elements).map(|(got, want)| error(*got, *want));
-            Wanted { name, bound: 2.0 * off.fold(0.0, f64::max) + FLOOR, elements, zero }
+            let pairs = plain.iter().zip(&elements);
+            let samples = pairs.clone().filter(|(got, want)| **got != 0.0 || **want != 0.0).count();
+            let off = pairs.map(|(got, want)| error(*got, *want)).fold(0.0, f64::max);
+            Wanted { name, bound: 2.0 * off + FLOOR, elements, zero, samples }
         });
         Self { what, wanted: wanted.collect() }
     }

@@ -47,9 +47,11 @@ impl Answer {
         let name = case.to_string();
         let answer = Self::rows_within(name, &case.problem, &case.tensors(0), &at, precision);
         let work = row_work * at.len().max(1) as u64;
-        // A row that sees nothing is no sample.
-        let sees = |(_, _, visible): &&(At, reference::Row, Vec<bool>)| visible.contains(&true);
-        let samples = answer.rows.iter().filter(sees).count().max(1) as u64;
+        // A row that sees nothing is no sample, nor one of which dropout keeps nothing.
+        let says = |(_, want, visible): &&(At, reference::Row, Vec<bool>)| {
+            visible.contains(&true) && want.out.iter().any(|x| *x != 0.0)
+        };
+        let samples = answer.rows.iter().filter(says).count().max(1) as u64;
         let draws = POOL.div_ceil(samples).min(BUDGET / work);
         (1..draws).fold(answer, |mut answer, draw| {
             let tensors = case.tensors(draw);
