@@ -4,6 +4,7 @@
 // On standard input a line for each shader, its fields parted by tabs: `spirv VULKAN PATH` (1.0 or 1.3),
 // `glsl - PATH` or `hlsl ENTRY PATH`. On standard output what each reader says, the shader's path first.
 // The exit status is 1 if any shader is refused, cannot be read or is warned of, and 0 otherwise.
+#include <algorithm>
 #include <atomic>
 #include <fstream>
 #include <iostream>

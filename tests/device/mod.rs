@@ -9,14 +9,19 @@ use wgpu_attention::{Attention, Checks, DeviceClass, Dispatch, Download, wgpu};
 pub(crate) const CLASSES: [DeviceClass; 2] = [DeviceClass::Hardware, DeviceClass::Software];
 
 /// Those whose tiles a feature is tested with: where `WGPU_ATTENTION_TEST=small` says that compiling takes long, of software
-/// GPUs alone.
+/// GPUs alone; of all with run-time checks, which no other run has.
 pub(crate) fn classes() -> impl Iterator<Item = DeviceClass> + Clone {
     let small = std::env::var("WGPU_ATTENTION_TEST").is_ok_and(|value| value == "small");
-    CLASSES.into_iter().skip(usize::from(small))
+    CLASSES.into_iter().skip(usize::from(small && !checks()))
 }
 
 /// What is in a buffer before a test: a NaN that no computation makes.
 pub(crate) const POISON: u32 = 0x7fc0_beef;
+
+/// Whether limits are WebGPU's default ones and wgpu checks every shader.
+fn checks() -> bool {
+    std::env::var("WGPU_ATTENTION_LIMITS").is_ok_and(|value| value == "default")
+}
 
 pub(crate) struct Gpu {
     pub(crate) device: wgpu::Device,
@@ -30,7 +35,7 @@ impl Gpu {
     /// If there is no adapter, or it gives no device: a test that needs a GPU fails without one.
     pub(crate) fn new(change: impl FnOnce(&mut wgpu::Limits)) -> Self {
         let adapter = pollster::block_on(adapter());
-        let defaults = std::env::var("WGPU_ATTENTION_LIMITS").is_ok_and(|value| value == "default");
+        let defaults = checks();
         let mut limits = adapter.limits();
         if defaults {
             limits = wgpu::Limits::default().or_worse_values_from(&limits);

@@ -247,9 +247,8 @@ impl Answer {
         let samples = answer.wanted.iter().map(|wanted| wanted.samples).filter(|n| *n > 0).min();
         let least = samples.map_or(1, |n| ELEMENTS.div_ceil(n) as u64);
         // Of few weights that dropout keeps, the largest error is a matter of luck as of few rows.
-        let dropped = backward.problem.dropout.map_or(0.0, |dropout| dropout.p.min(0.99));
-        let kept =
-            (1..=100).filter(|percent| *percent as f32 <= 100.0 * (1.0 - dropped)).count() as u64;
+        let kept = 100.0 * backward.problem.dropout.map_or(1.0, |dropout| 1.0 - dropout.p);
+        let kept = (1..=100_u8).filter(|percent| f32::from(*percent) <= kept).count().max(1) as u64;
         let draws = (100 * POOL).div_ceil(rows.max(1) * kept).min(most).max(least);
         for other in (1..draws).map(|n| draw(n).0) {
             for (wanted, other) in answer.wanted.iter_mut().zip(other.wanted) {
