@@ -26,9 +26,7 @@ executables() { cargo "$@" --offline 2>&1 | tee -a /dev/stderr | sed -n 's/.*Exe
 
 if $build; then
     mkdir -p "$built"
-    for name in $tests; do
-        cp "$(executables test --release --no-run --test "$name")" "$built/test-$name"
-    done
+    cp "$(executables test --release --no-run --test all)" "$built/tests"
     for name in kernels first_call; do
         cp "$(executables bench --no-run --bench "$name")" "$built/bench-$name"
     done
@@ -44,7 +42,7 @@ for name in $tests; do
     echo "== test $name"
     begin=$(date +%s%3N)
     status=0
-    ${runner[@]+"${runner[@]}"} "$built/test-$name" >"$built/$name.log" 2>&1 || status=$?
+    ${runner[@]+"${runner[@]}"} "$built/tests" "$name::" >"$built/$name.log" 2>&1 || status=$?
     ms=$(($(date +%s%3N) - begin))
     counts=$(sed -n 's/^test result: [a-zA-Z]*\. \([0-9]* passed; [0-9]* failed\).*/\1/p' "$built/$name.log" | tail -1)
     [ "$status" -eq 0 ] || { failed=true; tail -30 "$built/$name.log"; }

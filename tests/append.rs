@@ -2,14 +2,11 @@
 
 #![cfg(feature = "cpu")]
 
-mod device;
-mod support;
-
-use device::Gpu;
+use crate::device::Gpu;
+use crate::support::append::{Case, Element, On, UNUSED, bits, extent, rounded, stored, tables};
+use crate::support::random::Random;
+use crate::support::target::runner;
 use std::sync::OnceLock;
-use support::append::{Case, Element, On, UNUSED, bits, extent, rounded, stored, tables};
-use support::random::Random;
-use support::target::runner;
 use wgpu_attention::reference;
 use wgpu_attention::{
     Append, AppendInputs, BindError, DType, DeviceClass, Error, Inputs, Layout, Pages, PlanError,

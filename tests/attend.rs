@@ -2,16 +2,14 @@
 
 #![cfg(feature = "cpu")]
 
-mod support;
-
+use crate::support::files::{
+    Tensor, answers, attend, bias, close, f32s, few, file, floats, i32s, mask, program, read,
+    refuses, values, with, within, write,
+};
 use half::{bf16, f16};
 use safetensors::Dtype;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
-use support::files::{
-    Tensor, answers, attend, bias, close, f32s, few, file, floats, i32s, mask, program, read,
-    refuses, values, with, within, write,
-};
 
 /// 2 sequences, 6 heads on 3, 11 queries, 17 keys, 20 and 12 wide.
 fn qkv() -> Vec<Tensor> {

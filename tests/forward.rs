@@ -2,15 +2,13 @@
 
 #![cfg(feature = "cpu")]
 
-mod support;
-
+use crate::support::At;
+use crate::support::case::{Case, Tensors, rows, start};
+use crate::support::catalogue::catalogue;
+use crate::support::judge::{self, Answer};
+use crate::support::real;
+use crate::support::target::{Target, runner};
 use std::sync::{LazyLock, OnceLock};
-use support::At;
-use support::case::{Case, Tensors, rows, start};
-use support::catalogue::catalogue;
-use support::judge::{self, Answer};
-use support::real;
-use support::target::{Target, runner};
 use wgpu_attention::{Algorithm, DeviceClass, Inputs, Mask, Problem, Shape, reference};
 
 /// Cases and their answers, which all targets share; an answer is made by the first that needs it.

@@ -5,17 +5,15 @@
 
 #![cfg(feature = "cpu")]
 
-mod support;
-
+use crate::support::case::Case;
+use crate::support::draw::{Drawn, Kind, all_values, apart, kinds};
+use crate::support::judge::Answer;
+use crate::support::target::{TIGHT_BYTES, Target};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-use support::case::Case;
-use support::draw::{Drawn, Kind, all_values, apart, kinds};
-use support::judge::Answer;
-use support::target::{TIGHT_BYTES, Target};
 use wgpu_attention::{Algorithm, Error, Layout, Lengths, Pairs, PlanError, Problem, Shape};
 
 /// Problems that share kernels.
@@ -29,17 +27,17 @@ fn setting(name: &str) -> Option<u32> {
 
 #[test]
 fn random_problems_agree_with_the_definition() {
-    let small = if support::small() { 24 } else { 240 };
+    let small = if crate::support::small() { 24 } else { 240 };
     let count = setting("WGPU_ATTENTION_FUZZ").unwrap_or(small);
     let small_run = count <= 2 * OF_A_KIND;
     let seed = setting("WGPU_ATTENTION_FUZZ_SEED").unwrap_or(1);
     let end = setting("WGPU_ATTENTION_FUZZ_SECONDS")
         .map(|seconds| Instant::now() + Duration::from_secs(seconds.into()));
     // Where drivers take long to compile, of narrow heads.
-    let of_each = if support::small() { 12 } else { 1 };
+    let of_each = if crate::support::small() { 12 } else { 1 };
     let wanted = count.div_ceil(OF_A_KIND);
     let kinds = kinds(seed.into(), wanted * of_each, TRIED).into_iter();
-    let kinds = kinds.filter(|(kind, _)| !support::small() || kind.width() <= 32);
+    let kinds = kinds.filter(|(kind, _)| !crate::support::small() || kind.width() <= 32);
     let kinds = kinds.take(wanted as usize);
     let kinds = Mutex::new((0_u32..).zip(kinds));
     let (done, cut) = (AtomicU32::new(0), AtomicU32::new(0));
@@ -162,7 +160,7 @@ fn shrunk(kind: &Kind, case: Case, from: &str, error: String) -> String {
         }
         break;
     }
-    let how = support::attend::reproduce(&case, from);
+    let how = crate::support::attend::reproduce(&case, from);
     format!("{from}, shrunk: {case}\n  {error}\n  {how}")
 }
 

@@ -3,11 +3,9 @@
 
 #![cfg(feature = "cpu")]
 
-mod support;
-
-use support::case::{Case, Tensors, extent, positions, rows, start};
-use support::functions;
-use support::random::Random;
+use crate::support::case::{Case, Tensors, extent, positions, rows, start};
+use crate::support::functions;
+use crate::support::random::Random;
 use wgpu_attention::{
     Backward, DType, Diagonal, Inputs, Layout, Mask, MaskFormat, Pairs, Problem, ScoreFunction,
     Shape, Slopes, Strides, reference,

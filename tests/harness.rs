@@ -2,11 +2,9 @@
 
 #![cfg(feature = "cpu")]
 
-mod support;
-
-use support::case::{Case, Tensors, rows, start};
-use support::emulation::{self, Got};
-use support::judge::Answer;
+use crate::support::case::{Case, Tensors, rows, start};
+use crate::support::emulation::{self, Got};
+use crate::support::judge::Answer;
 use wgpu_attention::{Diagonal, Inputs, Mask, Problem, Shape, reference};
 
 /// Flat and sharp: a wrong kernel must be caught in both.

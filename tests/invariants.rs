@@ -2,14 +2,12 @@
 
 #![cfg(feature = "cpu")]
 
-mod support;
-
-use support::buffers::{Placing, placed, tight};
-use support::case::{Case, Tensors, positions, relaid, start};
-use support::emulation::Got;
-use support::judge::{self, Answer};
-use support::random::Random;
-use support::target::Target;
+use crate::support::buffers::{Placing, placed, tight};
+use crate::support::case::{Case, Tensors, positions, relaid, start};
+use crate::support::emulation::Got;
+use crate::support::judge::{self, Answer};
+use crate::support::random::Random;
+use crate::support::target::Target;
 use wgpu_attention::{Algorithm, DeviceClass, Layout, Mask, Problem, Shape, Strides};
 
 const SHAPE: Shape = Shape::cross_attention(2, 6, 45, 83, 16).with_kv_heads(2);
@@ -86,7 +84,7 @@ fn a_constant_added_to_all_scores_moves_only_the_lse() {
     };
     let tensors = case.tensors(0);
     let (straight, shifted) = (with_last(&tensors, 0.0), with_last(&tensors, shift));
-    let rows: Vec<_> = support::case::rows(&SHAPE).collect();
+    let rows: Vec<_> = crate::support::case::rows(&SHAPE).collect();
     let bounds = Answer::for_rows(case.to_string(), &case.problem, &shifted, &rows).bounds;
     let moved = shift * case.problem.effective_scale();
     for target in Target::ALL {

@@ -2,13 +2,10 @@
 
 #![cfg(feature = "cpu")]
 
-mod device;
-mod support;
-
-use device::{CLASSES, bits};
-use support::judge;
-use support::layer::{Data, named};
-use support::target::runner;
+use crate::device::{CLASSES, bits};
+use crate::support::judge;
+use crate::support::layer::{Data, named};
+use crate::support::target::runner;
 use wgpu_attention::{
     Algorithm, Attention, BindError, Error, Inputs, LayerBackwardInputs, LayerGradients,
     LayerInputs, Layout, Mask, Operand, Outputs, Problem, ProblemError, Runner, SelfAttention,
@@ -24,7 +21,7 @@ fn usual() -> SelfAttention {
 /// On every device class, where drivers are slow on one, and without a GPU.
 fn runners() -> impl Iterator<Item = (String, &'static Runner)> {
     let cpu: &'static Runner = Box::leak(Box::new(Runner::cpu()));
-    let gpus = (CLASSES.into_iter().skip(usize::from(support::small())))
+    let gpus = (CLASSES.into_iter().skip(usize::from(crate::support::small())))
         .map(|class| (format!("{class:?}"), runner(class)));
     gpus.chain([("CPU".to_owned(), cpu)])
 }

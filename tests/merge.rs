@@ -2,15 +2,12 @@
 
 #![cfg(feature = "cpu")]
 
-mod device;
-mod support;
-
-use device::{CLASSES, Gpu, POISON, bits};
+use crate::device::{CLASSES, Gpu, POISON, bits};
+use crate::support::judge::error;
+use crate::support::random::Random;
+use crate::support::small;
+use crate::support::target::runner;
 use std::sync::LazyLock;
-use support::judge::error;
-use support::random::Random;
-use support::small;
-use support::target::runner;
 use wgpu_attention::{
     BindError, DType, DeviceClass, Diagonal, Error, Inputs, Mask, Merge, Outputs, PlanError,
     Problem, ProblemError, Runner, Shape, Strides, Tensors, reference,

@@ -2,13 +2,11 @@
 
 #![cfg(feature = "cpu")]
 
-mod support;
-
+use crate::support::case::Case;
+use crate::support::judge::Answer;
+use crate::support::target::Target;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
-use support::case::Case;
-use support::judge::Answer;
-use support::target::Target;
 use wgpu_attention::{DeviceClass, Diagonal, Layout, Mask, Problem, Shape, Strides};
 
 /// Head and value widths, drawn once from 1 to 260: each pair costs software GPUs seconds to compile, while
@@ -79,7 +77,7 @@ fn case(dims: (u32, u32)) -> impl Strategy<Value = Case> {
 fn holds(dims: &[(u32, u32)], cases: u32, targets: &[Target]) {
     let seed = std::env::var("PROPTEST_RNG_SEED").ok().and_then(|seed| seed.parse().ok());
     let config = Config {
-        cases: if support::small() { cases / 4 } else { cases },
+        cases: if crate::support::small() { cases / 4 } else { cases },
         failure_persistence: None,
         max_shrink_iters: 200,
         rng_seed: RngSeed::Fixed(seed.unwrap_or(1)),
@@ -109,7 +107,7 @@ const SMALL: [(u32, u32); 1] = [(23, 29)];
 
 /// The first `count` widths.
 fn dims(count: usize) -> &'static [(u32, u32)] {
-    if support::small() { &SMALL } else { &DIMS[..count] }
+    if crate::support::small() { &SMALL } else { &DIMS[..count] }
 }
 
 #[test]

@@ -1,8 +1,6 @@
 //! Attention of every layer of every model against the definition, in f64, on what really goes in.
 
-mod support;
-
-use support::{machines, weights};
+use crate::support::{machines, weights};
 use wgpu_attention::{Inputs, reference};
 use wgpu_attention_models::Machine;
 use wgpu_attention_models::bert::Bert;

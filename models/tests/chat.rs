@@ -1,8 +1,6 @@
 //! A language model with trained weights.
 
-mod support;
-
-use support::{machines, weights};
+use crate::support::{machines, weights};
 use wgpu_attention_models::chat::{Chat, SYSTEM};
 use wgpu_attention_models::llama::Llama;
 use wgpu_attention_models::program::Sampling;

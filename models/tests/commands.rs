@@ -1,9 +1,6 @@
 //! What the commands say of files that are missing, cut, foreign or of another architecture. Needs no weights.
 
-mod support;
-#[path = "support/files.rs"]
-mod files;
-
+use crate::support::files;
 use std::path::Path;
 use std::process::{Command, Stdio};
 

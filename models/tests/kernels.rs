@@ -1,11 +1,8 @@
 //! Every operation on a GPU against the CPU path, and that against f64. Needs no weights.
 #![allow(clippy::cast_possible_truncation, reason = "expected values are rounded once, from f64")]
 
-mod support;
-#[path = "support/files.rs"]
-mod files;
-
-use support::{difference, gpu, noise};
+use crate::support::files;
+use crate::support::{difference, gpu, noise};
 use wgpu_attention::{DeviceClass, Runner};
 use wgpu_attention_models::Machine;
 use wgpu_attention_models::checkpoint::Checkpoint;

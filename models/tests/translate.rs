@@ -1,8 +1,6 @@
 //! Translation models with trained weights.
 
-mod support;
-
-use support::{machines, weights};
+use crate::support::{machines, weights};
 use wgpu_attention_models::Error;
 use wgpu_attention_models::translator::{CONTEXT, Translator, sentences};
 

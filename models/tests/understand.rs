@@ -1,9 +1,7 @@
 //! A sentence encoder with trained weights: what its authors' own code computes.
 
-mod support;
-
+use crate::support::{machines, weights};
 use std::process::Command;
-use support::{machines, weights};
 use wgpu_attention_models::bert::{Bert, Understood};
 
 const CAT: &str = "The cat sat on the mat because it was tired.";
@@ -40,7 +38,7 @@ fn similarities_and_the_look_of_it_are_the_models_own() {
     }
     for other in &all[1..] {
         for (a, b) in all[0].embeddings.iter().zip(&other.embeddings) {
-            let off = support::difference(b, a);
+            let off = crate::support::difference(b, a);
             assert!(off < 1e-4, "an embedding is off by {off}");
         }
     }
@@ -56,9 +54,9 @@ fn a_sentence_means_the_same_in_every_batch() {
         let together = model.understand(&sentences()).expect("understood");
         for (index, sentence) in sentences().into_iter().enumerate() {
             let alone = model.understand(&[sentence]).expect("understood");
-            let off = support::difference(&alone.embeddings[0], &together.embeddings[index]);
+            let off = crate::support::difference(&alone.embeddings[0], &together.embeddings[index]);
             assert!(off < 1e-5, "{name}: sentence {index} is off by {off}");
-            let off = support::difference(&alone.attention[0], &together.attention[index]);
+            let off = crate::support::difference(&alone.attention[0], &together.attention[index]);
             assert!(off < 1e-5, "{name}: attention in sentence {index} is off by {off}");
         }
     }

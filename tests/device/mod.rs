@@ -2,7 +2,7 @@
 //!
 //! `WGPU_ATTENTION_LIMITS=default` starts from WebGPU's default limits and lets wgpu check every shader.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![cfg(feature = "cpu")]
 
 use wgpu_attention::{Attention, Checks, DeviceClass, Dispatch, Download, wgpu};
 

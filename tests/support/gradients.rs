@@ -190,13 +190,12 @@ fn index(pairs: Pairs, at: [u32; 4]) -> usize {
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     what: String,
-    /// Name, elements, how far off they may be, and which are exactly 0: gaps, and what no row sees.
+    /// Elements, how far off they may be, and which are exactly 0: gaps, and what no row sees.
     wanted: Vec<Wanted>,
 }
 
 #[derive(Clone, Debug)]
 struct Wanted {
-    name: &'static str,
     elements: Vec<f64>,
     bound: f64,
     zero: Vec<bool>,
@@ -281,11 +280,11 @@ impl Answer {
         let zeros = zeros(backward, tensors);
         let reference::Gradients { q, k, v, bias, sinks, alibi_slopes, .. } = want;
         let wanted = listed(plain).into_iter().zip([q, k, v, bias, sinks, alibi_slopes]);
-        let wanted = wanted.zip(zeros).map(|(((name, plain), elements), zero)| {
+        let wanted = wanted.zip(zeros).map(|(((_, plain), elements), zero)| {
             let pairs = plain.iter().zip(&elements);
             let samples = pairs.clone().filter(|(got, want)| **got != 0.0 || **want != 0.0).count();
             let off = pairs.map(|(got, want)| error(*got, *want)).fold(0.0, f64::max);
-            Wanted { name, bound: 2.0 * off + FLOOR, elements, zero, samples }
+            Wanted { bound: 2.0 * off + FLOOR, elements, zero, samples }
         });
         Self { what, wanted: wanted.collect() }
     }

@@ -4,7 +4,7 @@
 //! `WGPU_ATTENTION_TEST=small` takes fewer and smaller problems, for slow software GPUs.
 //! `WGPU_ATTENTION_LIMITS=default` asks for WebGPU's default limits and lets wgpu check every shader.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![cfg(feature = "cpu")]
 
 pub(crate) mod append;
 pub(crate) mod attend;

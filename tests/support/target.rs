@@ -185,7 +185,6 @@ fn tight(class: DeviceClass) -> &'static Runner {
 pub(crate) fn matrices() -> &'static Runner {
     static RUNNER: OnceLock<Runner> = OnceLock::new();
     RUNNER.get_or_init(|| {
-        let _ = env_logger::builder().is_test(true).try_init();
         // SAFETY: shaders that wgpu checks, and this crate's own.
         #[allow(unsafe_code, reason = "cooperative matrices are experimental")]
         let options = unsafe { options(DeviceClass::Hardware).with_cooperative_matrices() };

@@ -1,5 +1,4 @@
 //! Small models in the formats of large ones, without any training.
-#![allow(dead_code, reason = "each test uses some of it")]
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped before")]
 
 use crate::support::noise;

@@ -1,5 +1,6 @@
 //! What tests share: machines, and weights where there are any.
-#![allow(dead_code, reason = "each test uses some of it")]
+
+pub(crate) mod files;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
