@@ -2,6 +2,7 @@
 
 #![cfg(feature = "cpu")]
 
+use crate::support;
 use crate::support::append::{Case, On, rounded, stored, tables};
 use crate::support::random::Random;
 use crate::support::target::runner;
@@ -124,7 +125,7 @@ fn layers_in_one_encoder_share_their_lengths() {
             .map(|Layer { case, .. }| {
                 let [k, v] = case.cache_lens().map(|n| {
                     let bytes = n * usize::try_from(append.kv_dtype.bits()).expect("small") / 8;
-                    on.buffer(&vec![crate::support::append::UNUSED; bytes + 20])
+                    on.buffer(&vec![support::append::UNUSED; bytes + 20])
                 });
                 let [k_new, v_new] =
                     [&case.k_new, &case.v_new].map(|rows| on.buffer(&stored(rows, append.dtype)));
@@ -160,19 +161,14 @@ fn layers_in_one_encoder_share_their_lengths() {
         let numbers = |i: usize| bytemuck::pod_collect_to_vec::<_, u32>(&read[i]);
         for (i, Layer { case, expected }) in layers.iter().enumerate() {
             let (k, v) = (read[2 * i].clone(), read[2 * i + 1].clone());
-            let ran = crate::support::append::Ran { k, v, kv_lens: numbers(6), status: numbers(7) };
+            let ran = support::append::Ran { k, v, kv_lens: numbers(6), status: numbers(7) };
             assert_eq!(case.compare(&ran, expected), Ok(()), "layer {i}: {append:?}");
         }
         // Were the second layer not counted, its rows would lie elsewhere: the comparison sees that.
         layers[1].case.kv_lens[0] += 2;
         let wrong = layers[1].case.expected(TOKENS);
         let (k, v) = (read[2].clone(), read[3].clone());
-        let ran = crate::support::append::Ran {
-            k,
-            v,
-            kv_lens: wrong.kv_lens.clone(),
-            status: numbers(7),
-        };
+        let ran = support::append::Ran { k, v, kv_lens: wrong.kv_lens.clone(), status: numbers(7) };
         assert!(layers[1].case.compare(&ran, &wrong).is_err());
     }
 }

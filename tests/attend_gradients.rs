@@ -2,6 +2,7 @@
 
 #![cfg(feature = "cpu")]
 
+use crate::support;
 use crate::support::attend::{options, tensors};
 use crate::support::case::{Case, Tensors};
 use crate::support::files::{
@@ -82,7 +83,7 @@ fn ways(problem: &Problem) -> impl Iterator<Item = (&'static str, &'static str)>
 
 /// All of them; without a GPU where its driver compiles slowly, for what other tests compile there.
 fn everywhere() -> impl Iterator<Item = (&'static str, &'static str)> {
-    WAYS.into_iter().take(if crate::support::small() { 2 } else { WAYS.len() })
+    WAYS.into_iter().take(if support::small() { 2 } else { WAYS.len() })
 }
 
 /// Every feature, by itself and with others, flat and sharp in turn.
@@ -430,11 +431,8 @@ fn dropout_by_a_seed_is_dropout_by_its_mask() {
     write("kept", &with(small(), "keep", Some(keep)));
     let ways = [("reference", "--backend reference"), ("cpu", "--backend cpu")];
     let kernels = [("staged", "--algorithm staged"), ("auto", "")];
-    let ways = ways.into_iter().chain(kernels.into_iter().take(if crate::support::small() {
-        1
-    } else {
-        2
-    }));
+    let ways =
+        ways.into_iter().chain(kernels.into_iter().take(if support::small() { 1 } else { 2 }));
     let mut lines = vec!["--backend reference seeded whole-reference".to_owned()];
     for (way, asked) in ways.clone() {
         lines.push(format!("--dropout 0.4 --seed 11 {asked} seeded seeded-{way}"));

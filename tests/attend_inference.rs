@@ -2,6 +2,7 @@
 
 #![cfg(feature = "cpu")]
 
+use crate::support;
 use crate::support::case::Case;
 use crate::support::files::{
     Tensor, answers, attend, f32s, few, file, floats, i32s, mask, read, refuses, values, with,
@@ -859,7 +860,7 @@ fn random_call(random: &mut Random) -> (String, Vec<Tensor>) {
 
 #[test]
 fn random_calls_give_the_reference() {
-    let count = if crate::support::small() { 3 } else { 60 };
+    let count = if support::small() { 3 } else { 60 };
     let mut random = Random::new(31);
     let calls: Vec<_> = (0..count).map(|_| random_call(&mut random)).collect();
     let mut lines = String::new();
@@ -903,7 +904,7 @@ fn a_fuzz_case_in_pages_is_told_as_a_command_line() {
         ("biased_pages", plain.with_bias(DType::F32, Pairs::new([1, 4, 1, 10]))),
     ] {
         let case = Case::new(name, problem);
-        let told = crate::support::attend::reproduce(&case, name);
+        let told = support::attend::reproduce(&case, name);
         let (_, arguments) = told.split_once("attend -- ").expect("a command");
         let (arguments, _) = arguments.rsplit_once(' ').expect("a file");
         // It is told as seen from where the test runs.

@@ -3,6 +3,7 @@
 #![cfg(feature = "cpu")]
 
 use crate::device::{CLASSES, Gpu, POISON, bits, poisoned};
+use crate::support;
 use crate::support::case::{Case, Tensors as Data, extent, rows, start};
 use crate::support::emulation::Got;
 use crate::support::judge::Answer;
@@ -108,14 +109,14 @@ fn each(weights: bool) -> impl Iterator<Item = (&'static Attention, Algorithm)> 
     let all = CLASSES.into_iter().flat_map(|class| {
         [Algorithm::Staged, Algorithm::Flash].map(|algorithm| (class, algorithm))
     });
-    let chosen = all.filter(move |one| !crate::support::small() || few.contains(one));
+    let chosen = all.filter(move |one| !support::small() || few.contains(one));
     let given = chosen.filter(move |(_, algorithm)| !weights || *algorithm == Algorithm::Staged);
     given.map(|(class, algorithm)| (GPU.attention(class), algorithm))
 }
 
 /// All of them, or where time is short the first.
 fn some<const N: usize>(starts: [usize; N]) -> impl Iterator<Item = usize> {
-    starts.into_iter().take(if crate::support::small() { 1 } else { N })
+    starts.into_iter().take(if support::small() { 1 } else { N })
 }
 
 /// What the tests place: two groups of heads, lengths that no tile likes, not all keys seen.
@@ -159,7 +160,7 @@ fn tensors_may_start_at_any_multiple_of_4_bytes() {
 
 #[test]
 fn weights_may_start_at_any_multiple_of_4_bytes() {
-    for kv_len in if crate::support::small() { &[53][..] } else { &[53, 52] } {
+    for kv_len in if support::small() { &[53][..] } else { &[53, 52] } {
         let shape = Shape::cross_attention(2, 4, 37, *kv_len, 16).with_kv_heads(2);
         let case = Case::new("weights", Problem::new(shape).mask(Mask::CAUSAL).with_weights());
         let (data, answer) = (case.tensors(0), Answer::of(&case));

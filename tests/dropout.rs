@@ -2,7 +2,9 @@
 
 #![cfg(feature = "cpu")]
 
+use crate::device;
 use crate::device::Gpu;
+use crate::support;
 use crate::support::case::{Case, Tensors};
 use crate::support::judge::{Answer, error};
 use crate::support::target::Target;
@@ -23,7 +25,7 @@ fn targets() -> impl Iterator<Item = Target> {
     let tight = CLASSES.into_iter().flat_map(move |c| algorithms.map(|a| Target::Tight(c, a)));
     let auto = CLASSES.map(Target::Auto);
     let all = Target::ALL.into_iter().chain(tight).chain(auto);
-    let (few, all) = if crate::support::small() { (Some(few), None) } else { (None, Some(all)) };
+    let (few, all) = if support::small() { (Some(few), None) } else { (None, Some(all)) };
     few.into_iter().flatten().chain(all.into_iter().flatten())
 }
 
@@ -44,7 +46,7 @@ fn cases() -> Vec<Case> {
     let narrow = Shape::cross_attention(2, 2, 70, 90, 8).with_v_head_dim(24);
     let all = |shape| Problem::new(shape).with_lse();
     let packed = Problem::packed(Shape::cross_attention(4, 4, 150, 211, 16)).with_lse();
-    let functions = crate::support::functions::relative_position();
+    let functions = support::functions::relative_position();
     [
         ("plain", all(shape).with_dropout(0.3)),
         ("causal", all(shape).mask(Mask::CAUSAL).with_dropout(0.5)),
@@ -92,13 +94,13 @@ fn every_path_drops_what_the_definition_drops() {
         )
     };
     let mut failures = Vec::new();
-    // Where drivers are slow, every fourth.
-    let fourth = if crate::support::small() { 4 } else { 1 };
-    for (i, case) in cases().into_iter().step_by(fourth).enumerate() {
+    // Where drivers are slow, every third.
+    let third = if support::small() { 3 } else { 1 };
+    for (i, case) in cases().into_iter().step_by(third).enumerate() {
         let (answer, tensors) = (Answer::of(&case), case.tensors(0));
         let targets = targets().filter(|target| target.gives(&case.problem)).collect::<Vec<_>>();
-        // Every third of the paths, another third in the next case; one in turn where drivers are slow.
-        let step = if crate::support::small() { targets.len() } else { 3 };
+        // Of kernels every other, which is every algorithm; one in turn where drivers are slow.
+        let step = if support::small() { targets.len() } else { 2 };
         for (n, target) in targets.into_iter().enumerate() {
             if n % step != i % step && !matches!(target, Target::Cpu) {
                 continue;
@@ -134,17 +136,16 @@ fn the_mask_is_the_same_bit_for_bit_on_every_path() {
             ..Tensors::default()
         };
         tensors.extra.seed = seed;
-        for (b, h, j) in crate::support::case::positions([3, 1, kv_len]) {
-            tensors.v[crate::support::case::start(problem.v, (b, h, j)) + j as usize] = 1.0;
+        for (b, h, j) in support::case::positions([3, 1, kv_len]) {
+            tensors.v[support::case::start(problem.v, (b, h, j)) + j as usize] = 1.0;
         }
-        let rows = || crate::support::case::rows(&shape);
+        let rows = || support::case::rows(&shape);
         let dropout = dropout(0.5);
         let want = |(b, h, i)| (0..kv_len).map(move |j| dropout.keeps(seed, pair(b, h, i, j)));
         for target in targets().filter(|target| target.gives(&problem)) {
             let got = target.run(name, &problem, &tensors);
             for at in rows() {
-                let row =
-                    &got.out[crate::support::case::start(problem.out, at)..][..kv_len as usize];
+                let row = &got.out[support::case::start(problem.out, at)..][..kv_len as usize];
                 let same = row.iter().map(|x| *x != 0.0).eq(want(at));
                 assert!(same, "{target:?}: {name}: row {at:?}: {row:?}");
             }
@@ -381,7 +382,7 @@ fn the_host_and_the_shader_agree_on_every_pair() {
         }",
     ]
     .concat();
-    let mut random = crate::support::random::Random::new(3);
+    let mut random = support::random::Random::new(3);
     let mut of = |n: u32| match random.below(4) {
         0 => 0,
         1 => random.below(n),
@@ -474,7 +475,7 @@ fn a_seed_that_is_one_buffer_too_many_is_gathered_apart() {
     let [slopes, sinks] = [&e.alibi_slopes, &e.sinks].map(|data| gpu.input(data));
     let lens = [&e.q_lens, &e.kv_lens, &offsets, &e.block_table].map(|data| words(data));
     let seed = words(bytemuck::cast_slice(&[e.seed]));
-    for class in crate::device::classes() {
+    for class in device::classes() {
         let attention = gpu.attention(class);
         let problem = problem.clone().with_block_mask();
         let making = attention.plan_block_mask(&problem).expect("a plan");
@@ -498,7 +499,7 @@ fn a_seed_that_is_one_buffer_too_many_is_gathered_apart() {
         let tensors = tensors.out(out.slice(..)).lse(lse.slice(..));
         let attend = attention.bind(&plan, &tensors).expect("a dispatch");
         gpu.run(&[&make, &attend]);
-        let got = crate::support::emulation::Got {
+        let got = support::emulation::Got {
             out: gpu.read(&out),
             lse: Some(gpu.read(&lse)),
             weights: None,

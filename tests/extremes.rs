@@ -3,6 +3,7 @@
 #![cfg(feature = "cpu")]
 
 use crate::device::{Gpu, classes};
+use crate::support;
 use crate::support::At;
 use crate::support::case::{Case, Tensors, rows, start};
 use crate::support::emulation::Got;
@@ -21,8 +22,7 @@ static TIGHT: LazyLock<Gpu> =
 
 /// Storage types; all halves, or one.
 fn types() -> Vec<DType> {
-    let halves =
-        if crate::support::small() { vec![DType::F16] } else { vec![DType::F16, DType::BF16] };
+    let halves = if support::small() { vec![DType::F16] } else { vec![DType::F16, DType::BF16] };
     [vec![DType::F32], halves].concat()
 }
 
@@ -56,7 +56,7 @@ fn with_logits(problem: &Problem, logit: impl Fn(u32) -> f32) -> Tensors {
 fn targets(problem: &Problem) -> impl Iterator<Item = Target> {
     let few =
         [Target::Staged(DeviceClass::Hardware), Target::Flash(DeviceClass::Software), Target::Cpu];
-    let chosen = if crate::support::small() { few.to_vec() } else { Target::ALL.to_vec() };
+    let chosen = if support::small() { few.to_vec() } else { Target::ALL.to_vec() };
     chosen.into_iter().filter(|target| target.gives(problem))
 }
 
@@ -366,7 +366,7 @@ fn rule_20_forty_thousand_keys_of_halves_are_all_counted() {
 /// Only key `far` is visible to the rows, by mask, bias or function, and its score is very low; hidden ones are high.
 #[test]
 fn rule_20_one_visible_key_far_away_takes_all() {
-    let far = if crate::support::small() { 301 } else { 997 };
+    let far = if support::small() { 301 } else { 997 };
     let base = plain(3, far + 4).scale(1.0);
     let keys = far as usize + 4;
     let at = |j: usize| j == far as usize;

@@ -3,6 +3,7 @@
 #![cfg(feature = "cpu")]
 
 use crate::device::{CLASSES, Gpu, bits, classes, poisoned};
+use crate::support;
 use crate::support::case::{Case, Tensors as Data, extent, rows};
 use crate::support::judge::Answer;
 use crate::support::target::Target;
@@ -20,7 +21,7 @@ fn targets() -> impl Iterator<Item = Target> {
     let software = DeviceClass::Software;
     let few =
         [Target::Staged(software), Target::Flash(software), Target::Split(software), Target::Cpu];
-    if crate::support::small() { few.to_vec() } else { Target::ALL.to_vec() }.into_iter()
+    if support::small() { few.to_vec() } else { Target::ALL.to_vec() }.into_iter()
 }
 
 const ALGORITHMS: [Algorithm; 2] = [Algorithm::Staged, Algorithm::Flash];
@@ -36,7 +37,7 @@ fn words(table: &[f32]) -> Vec<u32> {
 
 /// Numbers between -2 and 2.
 fn table(len: usize) -> Vec<f32> {
-    let mut random = crate::support::random::Random::new(11);
+    let mut random = support::random::Random::new(11);
     (0..len).map(|_| 2.0 * random.unit()).collect()
 }
 
@@ -696,7 +697,7 @@ fn a_functions_buffer_may_lie_beside_the_tensors() {
                 [range.start, range.end].map(|at| usize::try_from(at / 4).expect("small"));
             after[from..to].to_vec()
         };
-        let got = crate::support::emulation::Got {
+        let got = support::emulation::Got {
             out: read(&out),
             lse: Some(read(&lse)),
             weights: None,
@@ -818,7 +819,7 @@ fn loops_without_an_end_end() {
         "for (var i = 0u; i < 10u;) { switch i { case 11u: { break; } default: { continue; } } }",
         "own_loop(kv_pos);",
     ];
-    for endless in endless.into_iter().step_by(if crate::support::small() { 3 } else { 1 }) {
+    for endless in endless.into_iter().step_by(if support::small() { 3 } else { 1 }) {
         let helper = "fn own_loop(n: u32) { var i = n; while i >= 0u /* { */ { i++; } }\n";
         let score_text = format!(
             "{helper}fn score(s: f32, batch: u32, head: u32, q_pos: u32, kv_pos: u32) -> f32 {{

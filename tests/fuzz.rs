@@ -5,6 +5,7 @@
 
 #![cfg(feature = "cpu")]
 
+use crate::support;
 use crate::support::case::Case;
 use crate::support::draw::{Drawn, Kind, all_values, apart, kinds};
 use crate::support::judge::Answer;
@@ -27,17 +28,17 @@ fn setting(name: &str) -> Option<u32> {
 
 #[test]
 fn random_problems_agree_with_the_definition() {
-    let small = if crate::support::small() { 24 } else { 240 };
+    let small = if support::small() { 24 } else { 240 };
     let count = setting("WGPU_ATTENTION_FUZZ").unwrap_or(small);
     let small_run = count <= 2 * OF_A_KIND;
     let seed = setting("WGPU_ATTENTION_FUZZ_SEED").unwrap_or(1);
     let end = setting("WGPU_ATTENTION_FUZZ_SECONDS")
         .map(|seconds| Instant::now() + Duration::from_secs(seconds.into()));
     // Where drivers take long to compile, of narrow heads.
-    let of_each = if crate::support::small() { 12 } else { 1 };
+    let of_each = if support::small() { 12 } else { 1 };
     let wanted = count.div_ceil(OF_A_KIND);
     let kinds = kinds(seed.into(), wanted * of_each, TRIED).into_iter();
-    let kinds = kinds.filter(|(kind, _)| !crate::support::small() || kind.width() <= 32);
+    let kinds = kinds.filter(|(kind, _)| !support::small() || kind.width() <= 32);
     let kinds = kinds.take(wanted as usize);
     let kinds = Mutex::new((0_u32..).zip(kinds));
     let (done, cut) = (AtomicU32::new(0), AtomicU32::new(0));
@@ -160,7 +161,7 @@ fn shrunk(kind: &Kind, case: Case, from: &str, error: String) -> String {
         }
         break;
     }
-    let how = crate::support::attend::reproduce(&case, from);
+    let how = support::attend::reproduce(&case, from);
     format!("{from}, shrunk: {case}\n  {error}\n  {how}")
 }
 

@@ -2,6 +2,7 @@
 
 #![cfg(feature = "cpu")]
 
+use crate::support;
 use crate::support::buffers::{Placing, placed, tight};
 use crate::support::case::{Case, Tensors, positions, relaid, start};
 use crate::support::emulation::Got;
@@ -84,7 +85,7 @@ fn a_constant_added_to_all_scores_moves_only_the_lse() {
     };
     let tensors = case.tensors(0);
     let (straight, shifted) = (with_last(&tensors, 0.0), with_last(&tensors, shift));
-    let rows: Vec<_> = crate::support::case::rows(&SHAPE).collect();
+    let rows: Vec<_> = support::case::rows(&SHAPE).collect();
     let bounds = Answer::for_rows(case.to_string(), &case.problem, &shifted, &rows).bounds;
     let moved = shift * case.problem.effective_scale();
     for target in Target::ALL {

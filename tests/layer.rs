@@ -6,6 +6,7 @@
 mod sentence;
 
 use crate::device::{Gpu, classes};
+use crate::support;
 use crate::support::judge;
 use crate::support::layer::{Data, formula};
 use crate::support::target::runner;
@@ -92,7 +93,7 @@ fn grouped_heads_and_other_widths() {
     let grouped = usual(67).mask(Mask::CAUSAL).with_biases().with_heads(6, 2, 16, 16);
     is_right(grouped);
     is_right(grouped.packed().with_out_dim(50));
-    if !crate::support::small() {
+    if !support::small() {
         // Nothing is a multiple of 4.
         let odd = SelfAttention::new(3, 41, 35, 5).expect("an even split").with_heads(6, 3, 7, 9);
         is_right(odd.with_out_dim(29).mask(Mask::window(5)).scale(-0.3).packed());
@@ -112,7 +113,7 @@ fn layers_that_drop_weights() {
     let causal = usual(37).mask(Mask::CAUSAL).with_biases();
     is_right(causal.with_dropout(0.3));
     is_right(causal.packed().with_weights().with_dropout(0.5));
-    if !crate::support::small() {
+    if !support::small() {
         is_right(usual(67).with_heads(6, 2, 16, 16).with_context(53, 64).with_dropout(0.1));
     }
 }
@@ -149,7 +150,7 @@ fn no_sequence_and_no_row_give_no_output() {
 #[test]
 fn more_than_a_binding_holds() {
     // Few, so that little work is cut into many blocks.
-    let bytes = if crate::support::small() { 1 << 17 } else { 1 << 18 };
+    let bytes = if support::small() { 1 << 17 } else { 1 << 18 };
     let gpu = Gpu::new(|limits| limits.max_storage_buffer_binding_size = bytes);
     let rows = u32::try_from(bytes / 384).expect("small");
     // All with biases and a mask: the same kernels.
@@ -158,7 +159,7 @@ fn more_than_a_binding_holds() {
         layer.with_biases().mask(Mask::CAUSAL)
     };
     let long = new(1, rows + rows / 9, 96).mask(Mask::window(40));
-    let side = if crate::support::small() { 192 } else { 288 };
+    let side = if support::small() { 192 } else { 288 };
     let wide = new(2, 19, side);
     for layer in
         [long, long.packed(), new(1, 37, 96).with_context(2 * rows, 64), wide, wide.packed()]

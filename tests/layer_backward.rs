@@ -2,7 +2,9 @@
 
 #![cfg(feature = "cpu")]
 
+use crate::device;
 use crate::device::{Gpu, bits, classes};
+use crate::support;
 use crate::support::judge;
 use crate::support::layer::{Data, Gradients, formula, gradients, named};
 use crate::support::random::Random;
@@ -164,7 +166,7 @@ fn grouped_heads_and_other_widths() {
     let grouped = usual(67).mask(Mask::CAUSAL).with_biases().with_heads(6, 2, 16, 16);
     is_right(grouped);
     is_right(grouped.packed().with_out_dim(50));
-    if !crate::support::small() {
+    if !support::small() {
         // Nothing is a multiple of 4.
         let odd = SelfAttention::new(3, 41, 35, 5).expect("an even split").with_heads(6, 3, 7, 9);
         let odd = odd.with_out_dim(29).mask(Mask::window(5)).scale(-0.3);
@@ -186,7 +188,7 @@ fn layers_that_drop_weights() {
     let causal = usual(37).mask(Mask::CAUSAL).with_biases();
     is_right(causal.with_dropout(0.3));
     is_right(causal.packed().with_dropout(0.5));
-    if !crate::support::small() {
+    if !support::small() {
         is_right(usual(67).with_heads(6, 2, 16, 16).with_context(53, 64).with_dropout(0.1));
     }
 }
@@ -299,9 +301,9 @@ impl Buffers {
         for (name, len, _, buffer) in &self.outputs {
             let all = gpu.read(buffer);
             let gap = (self.gap / 4) as usize;
-            let poison = |words: &[f32]| words.iter().all(|x| x.to_bits() == crate::device::POISON);
+            let poison = |words: &[f32]| words.iter().all(|x| x.to_bits() == device::POISON);
             assert!(poison(&all[..gap]) && poison(&all[gap + len..]), "{name}");
-            *crate::support::layer::named_mut(&mut gradients, name) = all[gap..][..*len].to_vec();
+            *support::layer::named_mut(&mut gradients, name) = all[gap..][..*len].to_vec();
         }
         gradients
     }
@@ -331,7 +333,7 @@ fn run(
 #[test]
 fn more_than_a_binding_holds() {
     // Few, so that little work is cut into many blocks.
-    let bytes = if crate::support::small() { 1 << 17 } else { 1 << 18 };
+    let bytes = if support::small() { 1 << 17 } else { 1 << 18 };
     let gpu = Gpu::new(|limits| limits.max_storage_buffer_binding_size = bytes);
     let rows = u32::try_from(bytes / 384).expect("small");
     let new = |batch, len, dim| {
@@ -339,7 +341,7 @@ fn more_than_a_binding_holds() {
         layer.with_biases().mask(Mask::CAUSAL)
     };
     let long = new(1, rows + rows / 9, 96).mask(Mask::window(40));
-    let side = if crate::support::small() { 192 } else { 288 };
+    let side = if support::small() { 192 } else { 288 };
     let wide = new(2, 19, side);
     for layer in
         [long, long.packed(), new(1, 37, 96).with_context(2 * rows, 64), wide, wide.packed()]

@@ -3,6 +3,7 @@
 #![cfg(feature = "cpu")]
 
 use crate::device::{CLASSES, bits};
+use crate::support;
 use crate::support::judge;
 use crate::support::layer::{Data, named};
 use crate::support::target::runner;
@@ -21,7 +22,7 @@ fn usual() -> SelfAttention {
 /// On every device class, where drivers are slow on one, and without a GPU.
 fn runners() -> impl Iterator<Item = (String, &'static Runner)> {
     let cpu: &'static Runner = Box::leak(Box::new(Runner::cpu()));
-    let gpus = (CLASSES.into_iter().skip(usize::from(crate::support::small())))
+    let gpus = (CLASSES.into_iter().skip(usize::from(support::small())))
         .map(|class| (format!("{class:?}"), runner(class)));
     gpus.chain([("CPU".to_owned(), cpu)])
 }

@@ -1,5 +1,5 @@
-//! All tests of the crate in one program, for one is compiled and linked sooner than thirty: `cargo test --release rules::` runs
-//! those of `rules.rs`.
+//! All tests of the crate in one program, for one is compiled and linked sooner than thirty: `cargo test --release
+//! rules::` runs those of `rules.rs`.
 
 mod append;
 mod append_layers;

@@ -2,6 +2,7 @@
 
 #![cfg(feature = "cpu")]
 
+use crate::support;
 use crate::support::case::Case;
 use crate::support::judge::Answer;
 use crate::support::target::Target;
@@ -77,7 +78,7 @@ fn case(dims: (u32, u32)) -> impl Strategy<Value = Case> {
 fn holds(dims: &[(u32, u32)], cases: u32, targets: &[Target]) {
     let seed = std::env::var("PROPTEST_RNG_SEED").ok().and_then(|seed| seed.parse().ok());
     let config = Config {
-        cases: if crate::support::small() { cases / 4 } else { cases },
+        cases: if support::small() { cases / 4 } else { cases },
         failure_persistence: None,
         max_shrink_iters: 200,
         rng_seed: RngSeed::Fixed(seed.unwrap_or(1)),
@@ -107,7 +108,7 @@ const SMALL: [(u32, u32); 1] = [(23, 29)];
 
 /// The first `count` widths.
 fn dims(count: usize) -> &'static [(u32, u32)] {
-    if crate::support::small() { &SMALL } else { &DIMS[..count] }
+    if support::small() { &SMALL } else { &DIMS[..count] }
 }
 
 #[test]

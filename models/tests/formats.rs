@@ -1,5 +1,6 @@
 //! Small models in every format: the same in two of them, and no file, however broken, ends in a panic.
 
+use crate::support;
 use crate::support::difference;
 use crate::support::files;
 use std::path::Path;
@@ -26,7 +27,7 @@ fn one_model_in_two_layouts_is_the_same() {
     std::fs::write(gguf.join("a.gguf"), bytes).expect("written");
     files::llama_hub(&right, &weights, true);
     files::llama_hub(&wrong, &weights, false);
-    for (name, machine) in crate::support::machines("one_model_in_two_layouts_is_the_same") {
+    for (name, machine) in support::machines("one_model_in_two_layouts_is_the_same") {
         let expected = logits(&machine, &gguf);
         // The hub's weights are rounded to 16 bits.
         let off = difference(&logits(&machine, &right), &expected);
@@ -43,7 +44,7 @@ fn a_prompt_in_parts_is_the_prompt() {
     std::fs::write(folder.join("a.gguf"), files::llama_gguf("llama").0).expect("written");
     let prompt: Vec<u32> = (0..50).map(|i| 6 + i * 7 % 26).collect();
     let mut all = Vec::new();
-    for (name, machine) in crate::support::machines("a_prompt_in_parts_is_the_prompt") {
+    for (name, machine) in support::machines("a_prompt_in_parts_is_the_prompt") {
         let model = Llama::load(&machine, &folder).expect("a model");
         for parts in [50, 17, 1] {
             let mut decoder = Decoder::new(&model, 64, Sampling::Greedy).expect("a decoder");

@@ -1,5 +1,6 @@
 //! A sentence encoder with trained weights: what its authors' own code computes.
 
+use crate::support;
 use crate::support::{machines, weights};
 use std::process::Command;
 use wgpu_attention_models::bert::{Bert, Understood};
@@ -38,7 +39,7 @@ fn similarities_and_the_look_of_it_are_the_models_own() {
     }
     for other in &all[1..] {
         for (a, b) in all[0].embeddings.iter().zip(&other.embeddings) {
-            let off = crate::support::difference(b, a);
+            let off = support::difference(b, a);
             assert!(off < 1e-4, "an embedding is off by {off}");
         }
     }
@@ -54,9 +55,9 @@ fn a_sentence_means_the_same_in_every_batch() {
         let together = model.understand(&sentences()).expect("understood");
         for (index, sentence) in sentences().into_iter().enumerate() {
             let alone = model.understand(&[sentence]).expect("understood");
-            let off = crate::support::difference(&alone.embeddings[0], &together.embeddings[index]);
+            let off = support::difference(&alone.embeddings[0], &together.embeddings[index]);
             assert!(off < 1e-5, "{name}: sentence {index} is off by {off}");
-            let off = crate::support::difference(&alone.attention[0], &together.attention[index]);
+            let off = support::difference(&alone.attention[0], &together.attention[index]);
             assert!(off < 1e-5, "{name}: attention in sentence {index} is off by {off}");
         }
     }
