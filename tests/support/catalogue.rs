@@ -175,7 +175,7 @@ fn layouts() -> Vec<Case> {
 /// Where formulas and launches end.
 fn edges() -> Vec<Case> {
     let (rows, lens) = (square(2, 3, 31, 16), |q_len, kv_len| cross(2, q_len, kv_len, 16));
-    let many = Shape::cross_attention(100, 700, 1, 1, 4);
+    let many = |batch| full_mask(Shape::cross_attention(batch, 700, 1, 1, 4)).with_lse();
     let chunked = full_mask(Shape::cross_attention(1, 3, 3407, 3413, 4)).with_lse();
     vec![
         Case::new("scale_0", causal(rows).scale(0.0).with_lse()),
@@ -188,7 +188,8 @@ fn edges() -> Vec<Case> {
         Case::new("no_key_causal", causal(lens(31, 0))),
         Case::new("no_query", full_mask(lens(0, 31)).with_lse()),
         Case::new("no_sequence", causal(square(0, 2, 31, 16)).with_lse()),
-        Case::new("more_workgroups_than_an_axis_has", full_mask(many).with_lse()),
+        Case::new("more_workgroups_than_an_axis_has", many(100)),
+        Case::new("more_workgroups_than_a_narrow_axis_has", many(1)),
         // More scores than the staged kernels hold at a time.
         Case::new("chunked", chunked).sharp(8.0),
     ]

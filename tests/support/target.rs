@@ -20,7 +20,8 @@ pub(crate) enum Target {
     Auto(DeviceClass),
     /// A fused kernel over three ranges of keys, tiles of a class.
     Split(DeviceClass),
-    /// One or the other on a device that binds little at once, so that problems are cut into parts.
+    /// One or the other on a device that binds little at once, so that problems are cut into parts, and whose grids are
+    /// narrow, so that they are folded.
     Tight(DeviceClass, Algorithm),
     /// Kernels on matrix units, where the device has them and they agree with the plain ones.
     Matrices(Algorithm),
@@ -30,6 +31,8 @@ pub(crate) enum Target {
 
 /// What the tight device binds at once.
 pub(crate) const TIGHT_BYTES: u64 = 1 << 15;
+/// Workgroups along an axis of the tight device's grids: so few that most grids are folded.
+pub(crate) const TIGHT_WORKGROUPS: u32 = 61;
 
 impl Target {
     pub(crate) const ALL: [Self; 7] = [
@@ -41,6 +44,19 @@ impl Target {
         Self::Split(DeviceClass::Software),
         Self::Cpu,
     ];
+
+    /// Whether its tiles are those of hardware.
+    pub(crate) fn is_large(self) -> bool {
+        matches!(
+            self,
+            Self::Staged(DeviceClass::Hardware)
+                | Self::Flash(DeviceClass::Hardware)
+                | Self::Auto(DeviceClass::Hardware)
+                | Self::Split(DeviceClass::Hardware)
+                | Self::Tight(DeviceClass::Hardware, _)
+                | Self::Matrices(_)
+        )
+    }
 
     /// Whether it has the outputs that the problem asks for, and reads what it gives.
     pub(crate) fn gives(self, problem: &Problem) -> bool {
@@ -172,6 +188,7 @@ fn tight(class: DeviceClass) -> &'static Runner {
         let mut options = options(class);
         options.limits = Some(wgpu::Limits {
             max_storage_buffer_binding_size: TIGHT_BYTES,
+            max_compute_workgroups_per_dimension: TIGHT_WORKGROUPS,
             ..wgpu::Limits::default()
         });
         Runner::with_options(options).expect("a GPU or a software GPU")
