@@ -1,7 +1,10 @@
 // Dropout by a given mask, keep[b, h, i, j], a byte a pair: anything but 0 keeps the pair.
 // Expects: Params, Place, keep.
-// Provides: DROPS, keeps, of a pair; keeps4, of four neighbouring keys; keep_scale, 1 / (1 - p_drop); kept, p * keep / (1 - p_drop).
+// Provides: DROPS; read_seed; keeps, of a pair; keeps4, of four neighbouring keys; keep_scale, 1 / (1 - p_drop); kept,
+// p * keep / (1 - p_drop).
 const DROPS: bool = true;
+fn read_seed() {}
+
 fn keeps(place: Place, batch: u32, head: u32, row: u32, key: u32) -> bool {
     let i = params.keep_base + batch * params.keep_batch + head * params.keep_head + row * params.keep_row
           + min(key, params.kv_len - 1u) * params.keep_key;

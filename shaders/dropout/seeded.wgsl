@@ -1,12 +1,18 @@
 // Dropout by random numbers: p * keep / (1 - p_drop). `row` and `key` count in the block, `place` says where that is: the
 // numbers are those of positions in the sequence.
 // Expects: PACKED_KEYS, Params, Place, tables, dropout_key, dropout_words.
-// Provides: DROPS, keeps, of a pair; keeps4, of four neighbouring keys from a multiple of 4 on; keep_scale, 1 / (1 - p_drop);
-// kept, p * keep / (1 - p_drop).
+// Provides: DROPS; read_seed, which comes first; keeps, of a pair; keeps4, of four neighbouring keys from a multiple of 4
+// on; keep_scale, 1 / (1 - p_drop); kept, p * keep / (1 - p_drop).
 const DROPS: bool = true;
-fn head_key(place: Place, head: u32) -> vec4<u32> {
+// Read once: a software GPU's compiler makes a loop over invocations of every read.
+var<private> dropout_seed: vec2<u32>;
+fn read_seed() {
     let at = params.tables_base + params.seed_at;
-    return dropout_key(vec2<u32>(tables[at], tables[at + 1u]), place.batch, params.head_first + head);
+    dropout_seed = vec2<u32>(tables[at], tables[at + 1u]);
+}
+
+fn head_key(place: Place, head: u32) -> vec4<u32> {
+    return dropout_key(dropout_seed, place.batch, params.head_first + head);
 }
 
 fn keeps(place: Place, batch: u32, head: u32, row: u32, key: u32) -> bool {

@@ -4,7 +4,7 @@
 // Queries and gradients of out pass through workgroup memory, QUERIES at a time, and are read from there at an address that
 // is a constant of the shader: loaded once for all invocations of a subgroup.
 // Expects: HEAD_DIM, V_HEAD_DIM, BLOCK, ROWS, QUERIES, PAIRS, Params, k_head_at, v_head_at, k_at, v_at, block_begin, block_end,
-// first_ending_after, first_beginning_at, place_of, pair_gradient, pair_visible, kept, finite, stats, load_q4, load_k4, load_v4,
+// first_ending_after, first_beginning_at, place_of, pair_gradient, pair_visible, read_seed, kept, finite, stats, load_q4, load_k4, load_v4,
 // load_d_out4, store_d_k4, store_d_v4.
 // Provides: d_kv_lane_kernel.
 const THREADS: u32 = BLOCK / ROWS;
@@ -28,6 +28,7 @@ fn dot_onto(a: vec4<f32>, b: vec4<f32>, c: f32) -> f32 {
 fn d_kv_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let id = flat_id(group);
     if id >= params.workgroups { return; }
+    read_seed();
     // lavapipe divides to find the id, anew after every barrier; what has come through a loop, here of no rounds, it keeps.
     var lane = local.x;
     for (var i = params.rows_each; i < 4u; i++) { lane += i; }

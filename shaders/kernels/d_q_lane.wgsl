@@ -3,7 +3,7 @@
 // and values pass through workgroup memory, KEYS at a time, and are read from there at an address that is a constant of the
 // shader: loaded once for all invocations of a subgroup.
 // Expects: HEAD_DIM, V_HEAD_DIM, BLOCK, ROWS, KEYS, PAIRS, Params, k_head_at, v_head_at, k_at, v_at, block_begin, block_end, place_of,
-// pair_gradient, pair_visible, kept, finite, stats, load_q4, load_k4, load_v4, load_d_out4, store_out4.
+// pair_gradient, pair_visible, read_seed, kept, finite, stats, load_q4, load_k4, load_v4, load_d_out4, store_out4.
 // Provides: d_q_lane_kernel.
 const THREADS: u32 = BLOCK / ROWS;
 const PAIRS_EACH: u32 = ROWS * KEYS;
@@ -25,6 +25,7 @@ fn dot_onto(a: vec4<f32>, b: vec4<f32>, c: f32) -> f32 {
 fn d_q_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let id = flat_id(group);
     if id >= params.workgroups { return; }
+    read_seed();
     // lavapipe divides to find the id, anew after every barrier; what has come through a loop, here of no rounds, it keeps.
     var lane = local.x;
     for (var i = params.rows_each; i < 4u; i++) { lane += i; }

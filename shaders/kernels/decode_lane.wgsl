@@ -3,7 +3,7 @@
 // values come straight from storage, KEYS at a time: their address is the same for all invocations, so that each is
 // loaded once. A range that no row sees is a lse of -inf alone.
 // Expects: HEAD_DIM, V_HEAD_DIM, THREADS, KEYS, PAIRS, GUARD, RANGES, Params, few_rows, k_head_at, v_head_at, k_at, v_at,
-// block_begin, block_end, place_of, pair_score, pair_visible, with_sink, keeps, keep_scale, load_q4, load_k4, load_v4, store_out4, store_lse.
+// block_begin, block_end, place_of, pair_score, pair_visible, with_sink, read_seed, keeps, keep_scale, load_q4, load_k4, load_v4, store_out4, store_lse.
 // Provides: decode_lane_kernel.
 const D4: u32 = (HEAD_DIM + 3u) / 4u;
 const V4: u32 = (V_HEAD_DIM + 3u) / 4u;
@@ -16,6 +16,7 @@ fn dot_onto(a: vec4<f32>, b: vec4<f32>, c: f32) -> f32 {
 fn decode_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let flat = flat_id(group);
     if flat >= params.workgroups { return; }
+    read_seed();
     let w = few_rows(flat);
     let batch = w.batch;
     let own = w.tile * THREADS + local.x;

@@ -5,7 +5,7 @@
 // own, without a barrier; teams join once at the end.
 // A range that no row sees is a lse of -inf alone.
 // Expects: HEAD_DIM, V_HEAD_DIM, THREADS, LANES, ROWS, KEYS, PAIRS, RANGES, Params, few_rows, k_head_at, v_head_at, k_at, v_at,
-// block_begin, block_end, place_of, pair_score, pair_visible, with_sink, keeps, keep_scale, load_q4, load_k4, load_v4, store_out4, store_lse,
+// block_begin, block_end, place_of, pair_score, pair_visible, with_sink, read_seed, keeps, keep_scale, load_q4, load_k4, load_v4, store_out4, store_lse,
 // Lane, lane_of, join.
 // Provides: PAIRS_EACH, decode_team_kernel.
 const TEAMS: u32 = THREADS / LANES;
@@ -31,6 +31,7 @@ fn dot_onto(a: vec4<f32>, b: vec4<f32>, c: f32) -> f32 {
 fn decode_team_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: Lane) {
     let flat = flat_id(group);
     if flat >= params.workgroups { return; }
+    read_seed();
     let w = few_rows(flat);
     let batch = w.batch;
     let first = w.tile * ROWS;

@@ -10,7 +10,7 @@
 // large ones are added up, the small ones first.
 // Expects: SIZE, BLOCK_Q, BLOCK_KV, THREADS, SPLIT, HEAD_DIM, V_HEAD_DIM, PAIRS, HEAVY, RANGES, FragmentA, FragmentB,
 // FragmentC, finite_half, high_half, nearest_half, Params, k_head_at, v_head_at, k_at, v_at, block_begin, block_end, place_of, pair_score, pair_visible,
-// tile_class, with_sink, DROPS, keeps4, keep_scale, load_q4, load_k4, load_v4, store_out4, store_lse.
+// tile_class, with_sink, DROPS, read_seed, keeps4, keep_scale, load_q4, load_k4, load_v4, store_out4, store_lse.
 // Provides: flash_coop_kernel.
 const ROWS: u32 = BLOCK_Q / SIZE;                                   // fragments of rows
 const LANES: u32 = THREADS / BLOCK_Q;
@@ -99,6 +99,7 @@ fn flash_coop_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_inv
                      @builtin(subgroup_id) subgroup: u32, @builtin(num_subgroups) subgroups: u32) {
     let flat = flat_id(group);
     if flat >= params.workgroups { return; }
+    read_seed();
     let range = select(0u, flat % params.ranges, RANGES);
     let id = select(flat, flat / params.ranges, RANGES);
     let tile = id % params.tiles;

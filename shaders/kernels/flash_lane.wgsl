@@ -5,7 +5,7 @@
 // Tiles of CLASS_Q x CLASS_KV that no row sees are skipped, by the workgroup where none of its rows sees them, else by
 // the subgroup; what some row sees in part is masked ("edge").
 // Expects: HEAD_DIM, V_HEAD_DIM, BLOCK_Q, ROWS, KEYS, CLASS_Q, CLASS_KV, GUARD, RANGES, Params, k_head_at, v_head_at, k_at, v_at, block_begin,
-// block_end, place_of, pair_score, pair_visible, tile_class, with_sink, keeps4, keep_scale, load_q4, load_k4, load_v4, store_out4, store_lse.
+// block_end, place_of, pair_score, pair_visible, tile_class, with_sink, read_seed, keeps4, keep_scale, load_q4, load_k4, load_v4, store_out4, store_lse.
 // Provides: flash_lane_kernel.
 const THREADS: u32 = BLOCK_Q / ROWS;
 const PAIRS_EACH: u32 = ROWS * KEYS;
@@ -37,6 +37,7 @@ fn is_needed(batch: u32, head: u32, row_first: u32, row_last: u32, kv_tile: u32)
 fn flash_lane_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let flat = flat_id(group);
     if flat >= params.workgroups { return; }
+    read_seed();
     let range = select(0u, flat % params.ranges, RANGES);
     let id = select(flat, flat / params.ranges, RANGES);
     // lavapipe divides to find the id, anew after every barrier; what has come through a loop, here of no rounds, it keeps.

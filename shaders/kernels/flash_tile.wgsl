@@ -8,7 +8,7 @@
 // each of an invocation's pairs.
 // l is summed per invocation and over the row once, at the end.
 // Expects: HEAD_DIM, V_HEAD_DIM, V_COLUMNS, BLOCK_Q, TILE_M, PAIRS, HEAVY, ROLLED, RANGES, Params, k_head_at, v_head_at, k_at, v_at,
-// block_begin, block_end, place_of, pair_score, pair_visible, tile_class, with_sink, DROPS, keeps4, keep_scale, load_q4, load_k4, load_v4, store_out4, store_lse, Lane, lane_of, share,
+// block_begin, block_end, place_of, pair_score, pair_visible, tile_class, with_sink, DROPS, read_seed, keeps4, keep_scale, load_q4, load_k4, load_v4, store_out4, store_lse, Lane, lane_of, share,
 // row_max, row_sum.
 // Provides: flash_tile_kernel.
 const BLOCK_KV: u32 = 32u;
@@ -241,6 +241,7 @@ fn tile(w: Work, key_first: u32, edge: bool, o: ptr<function, array<vec4<f32>, T
 fn flash_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: Lane) {
     let flat = flat_id(group);
     if flat >= params.workgroups { return; }
+    read_seed();
     let range = select(0u, flat % params.ranges, RANGES);
     let id = select(flat, flat / params.ranges, RANGES);
     const SLICES = (V_HEAD_DIM + V_COLUMNS - 1u) / V_COLUMNS;

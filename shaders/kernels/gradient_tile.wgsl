@@ -5,7 +5,7 @@
 // Tensors pass through workgroup memory in chunks of 32 columns, w through the place of the first; rows are padded against
 // bank conflicts, and j 4x + c lies at row x + 8c, so that neighbours read neighbouring rows.
 // Expects: HEAD_DIM, V_HEAD_DIM, COLUMNS, BLOCK, TILE_M, PAIRS, OF_VALUES, Params, block_begin, block_end, place_of, pair_gradient, pair_visible,
-// kept, finite, stats, store_out4, and what own_rows or own_keys provides.
+// read_seed, kept, finite, stats, store_out4, and what own_rows or own_keys provides.
 // Provides: gradient_tile_kernel.
 const BLOCK_WALK: u32 = 32u;
 const CHUNK4: u32 = 8u;
@@ -172,6 +172,7 @@ fn tile(w: Work, walk_first: u32, edge: bool, o: ptr<function, array<vec4<f32>, 
 fn gradient_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let id = flat_id(group);
     if id >= params.workgroups { return; }
+    read_seed();
     const SLICES = (C_DIM + COLUMNS - 1u) / COLUMNS;
     let owner = id / SLICES / params.tiles % owners();
     let batch = id / SLICES / params.tiles / owners();

@@ -2,13 +2,14 @@
 // the gradient of the product, p (keep / (1 - p_drop) d_p - delta_i) times its score's derivative, to that of the second,
 // where p = exp(s[i, j] - lse_i). Exactly 0 where the row does not see the key.
 // One workgroup owns one row, whole.
-// Expects: THREADS, scores, d_scores, stats, Params, block_begin, block_end, row_at, place_at, pair_gradient, pair_visible, kept,
+// Expects: THREADS, scores, d_scores, stats, Params, block_begin, block_end, row_at, place_at, pair_gradient, pair_visible, read_seed, kept,
 // put_d_biased.
 // Provides: softmax_gradient_kernel.
 @compute @workgroup_size(THREADS)
 fn softmax_gradient_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let id = flat_id(group);
     if id >= params.workgroups { return; }
+    read_seed();
     let at = row_at(id);
     let first = at.batch * params.scores_batch + at.head * params.scores_head + at.row * params.scores_row;
     let begin = block_begin(at.batch, at.row);

@@ -1,6 +1,6 @@
 // o_i = sum over j of p[i, j] * keep[i, j] / (1 - p_drop) * v_j (+ o_i, where the keys come in ranges).
 // One workgroup owns BLOCK_M rows x BLOCK_N columns of one head, and walks the keys that some row of it sees.
-// Expects: V_HEAD_DIM, PAIRS, Params, v_head_at, v_at, block_begin, block_end, place_of, keeps4, keep_scale, load_scores4,
+// Expects: V_HEAD_DIM, PAIRS, Params, v_head_at, v_at, block_begin, block_end, place_of, read_seed, keeps4, keep_scale, load_scores4,
 // load_v, put_out, product.
 // Provides: values_kernel.
 var<private> kv_batch: u32;
@@ -34,6 +34,7 @@ fn emit(m: u32, n: u32, c: f32) { put_out(out_first + m * params.out_row + n, c 
 fn values_kernel(invocation: Invocation) {
     let id = flat_id(invocation.group);
     if id >= params.workgroups { return; }
+    read_seed();
     let n_tiles = (V_HEAD_DIM + BLOCK_N - 1u) / BLOCK_N;
     let n = id % n_tiles * BLOCK_N;
     let m = id / n_tiles % params.tiles * BLOCK_M;
