@@ -191,7 +191,13 @@ fn tight(class: DeviceClass) -> &'static Runner {
             max_compute_workgroups_per_dimension: TIGHT_WORKGROUPS,
             ..wgpu::Limits::default()
         });
-        Runner::with_options(options).expect("a GPU or a software GPU")
+        let runner = Runner::with_options(options).expect("a GPU or a software GPU");
+        let (device, _, _) = runner.device().expect("a GPU");
+        // Otherwise nothing would be cut or folded, and no test would notice.
+        let limits = device.limits();
+        assert_eq!(limits.max_storage_buffer_binding_size, TIGHT_BYTES);
+        assert_eq!(limits.max_compute_workgroups_per_dimension, TIGHT_WORKGROUPS);
+        runner
     })
 }
 
