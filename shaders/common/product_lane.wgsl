@@ -6,8 +6,7 @@
 // Expects: BLOCK_M, BLOCK_N, GUARD; fetch_a4(m, k), fetch_b4(n, k): 4 k from one row, 0 past the end; start_part(part), before those of a part;
 // emit(m, n, c).
 // Provides: THREADS, CHUNK, Invocation, product.
-const CHUNK: u32 = 16u;
-const CHUNK4: u32 = CHUNK / 4u;
+const CHUNK: u32 = 4u;                  // longer ones take a compiler longer, and run no sooner
 const THREADS: u32 = BLOCK_N / 2u;
 const_assert BLOCK_N % 2u == 0u;
 
@@ -30,30 +29,22 @@ fn product(invocation: Invocation, m_first: u32, n_first: u32, m_len: u32, n_len
     let n1 = n0 + THREADS;
     var c0: array<f32, BLOCK_M>;
     var c1: array<f32, BLOCK_M>;
-    var b0: array<vec4<f32>, CHUNK4>;
-    var b1: array<vec4<f32>, CHUNK4>;
     for (var part = 0u; part < parts; part++) {
         start_part(part);
         for (var k = k_begin; k < k_end; k += CHUNK) {
-            for (var i = 0u; i < CHUNK4; i++) {
-                b0[i] = fetch_b4(n0, k + i * 4u);
-                b1[i] = fetch_b4(n1, k + i * 4u);
-            }
+            let b0 = fetch_b4(n0, k);
+            let b1 = fetch_b4(n1, k);
             if GUARD && (k < plain_begin || k + CHUNK > plain_end) {
                 for (var r = 0u; r < BLOCK_M; r++) {
-                    for (var i = 0u; i < CHUNK4; i++) {
-                        let a = fetch_a4(m_first + r, k + i * 4u);
-                        c0[r] = guarded_onto(a, b0[i], c0[r]);
-                        c1[r] = guarded_onto(a, b1[i], c1[r]);
-                    }
+                    let a = fetch_a4(m_first + r, k);
+                    c0[r] = guarded_onto(a, b0, c0[r]);
+                    c1[r] = guarded_onto(a, b1, c1[r]);
                 }
             } else {
                 for (var r = 0u; r < BLOCK_M; r++) {
-                    for (var i = 0u; i < CHUNK4; i++) {
-                        let a = fetch_a4(m_first + r, k + i * 4u);
-                        c0[r] = dot_onto(a, b0[i], c0[r]);
-                        c1[r] = dot_onto(a, b1[i], c1[r]);
-                    }
+                    let a = fetch_a4(m_first + r, k);
+                    c0[r] = dot_onto(a, b0, c0[r]);
+                    c1[r] = dot_onto(a, b1, c1[r]);
                 }
             }
         }

@@ -131,7 +131,9 @@ fn decode_team_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: L
             team_l[team * ROWS + r] = l[r];
         }
     }
-    for (var r = 0u; r < ROWS; r++) {
+    // A loop that no compiler unrolls, where there are several: code for each row would be most of the kernel.
+    let rows = select(w.last + 1u - first, ROWS, ROWS == 1u || first + ROWS <= w.last);
+    for (var r = 0u; r < rows; r++) {
         workgroupBarrier();
         var greatest = LOWEST;
         for (var t = 0u; t < TEAMS; t++) {
@@ -143,23 +145,25 @@ fn decode_team_kernel(@builtin(workgroup_id) group: vec3<u32>, place_in_group: L
             if l_t > 0.0 { total += l_t * exp(team_m[t * ROWS + r] - greatest); }
         }
         var factor = 0.0;
-        if l[r] > 0.0 { factor = exp(m[r] - greatest); }
-        for (var n = 0u; n < V_STEPS; n++) { tile[team * V_PITCH + n * LANES + x] = o[r * V_STEPS + n] * factor; }
+        if team_l[team * ROWS + r] > 0.0 { factor = exp(team_m[team * ROWS + r] - greatest); }
+        for (var i = 0u; i < ROWS; i++) {    // registers have no index
+            if i == r {
+                for (var n = 0u; n < V_STEPS; n++) { tile[team * V_PITCH + n * LANES + x] = o[i * V_STEPS + n] * factor; }
+            }
+        }
         workgroupBarrier();
         let own = first + r;
-        let head = w.kv_head * w.heads + min(own, w.last) / params.q_len;
+        let head = w.kv_head * w.heads + own / params.q_len;
         let row = own % params.q_len;
         let place = place_of(params.batch_first + batch, params.q_first + row);
         let sum = with_sink(greatest, total, head, place.real);
         let norm = select(0.0, exp(greatest - sum.x) / sum.y, sum.y > 0.0) * keep_scale();
-        if own <= w.last {
-            let out_first = params.out_base + w.slot * params.out_batch + head * params.out_head + row * params.out_row;
-            for (var i = lane; i < V4 && (!RANGES || total > 0.0); i += THREADS) {
-                var o4 = vec4<f32>();
-                for (var t = 0u; t < TEAMS; t++) { o4 += tile[t * V_PITCH + i]; }
-                store_out4(out_first + i * 4u, V_HEAD_DIM - i * 4u, o4 * norm);
-            }
-            if lane == 0u { store_lse(w.slot, head, row, sum.x, sum.y); }
+        let out_first = params.out_base + w.slot * params.out_batch + head * params.out_head + row * params.out_row;
+        for (var i = lane; i < V4 && (!RANGES || total > 0.0); i += THREADS) {
+            var o4 = vec4<f32>();
+            for (var t = 0u; t < TEAMS; t++) { o4 += tile[t * V_PITCH + i]; }
+            store_out4(out_first + i * 4u, V_HEAD_DIM - i * 4u, o4 * norm);
         }
+        if lane == 0u { store_lse(w.slot, head, row, sum.x, sum.y); }
     }
 }
