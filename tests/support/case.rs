@@ -3,6 +3,7 @@
 use super::At;
 use super::extra::Extra;
 use super::random::Random;
+use half::slice::HalfFloatSliceExt as _;
 use std::collections::HashSet;
 use std::fmt;
 use wgpu_attention::{
@@ -77,12 +78,14 @@ pub(crate) fn rounded(mut data: Vec<f32>, dtype: DType) -> Vec<f32> {
         data.chunks_mut(DType::BLOCK as usize).for_each(|block| quantise(block, dtype));
         return data;
     }
-    for x in &mut data {
-        *x = match dtype {
-            DType::F16 => half::f16::from_f32(*x).to_f32(),
-            DType::BF16 => half::bf16::from_f32(*x).to_f32(),
-            _ => *x,
-        };
+    match dtype {
+        DType::F16 => {
+            let mut stored = vec![half::f16::ZERO; data.len()];
+            stored.convert_from_f32_slice(&data);
+            stored.convert_to_f32_slice(&mut data);
+        }
+        DType::BF16 => data.iter_mut().for_each(|x| *x = half::bf16::from_f32(*x).to_f32()),
+        _ => {}
     }
     data
 }
