@@ -146,11 +146,10 @@ impl Attention {
         spoil: &dyn Fn(&mut Plan),
         polls: bool,
     ) -> Result<bool, Error> {
-        let narrow = self.capabilities().class == DeviceClass::Software;
         // To a software GPU's planner they are not worth it.
         let mut unlocked = self.clone().with_class(DeviceClass::Hardware);
         unlocked.unlock(MatrixKernels::default().with(kernel));
-        for problem in problems(kernel, narrow) {
+        for problem in problems(kernel) {
             let algorithm = kernel.algorithm();
             let plain = self.plan_with(&problem, algorithm);
             let matrix = unlocked.plan_with(&problem, algorithm);
@@ -263,19 +262,14 @@ impl MatrixKernel {
     }
 }
 
-/// Tails along every axis, grouped heads, the masks' edges; scores of which some keys take most. `narrow`: heads for which a
-/// software GPU's compiler takes seconds; it spells out every product of a fragment, and takes minutes for wide ones.
-fn problems(kernel: MatrixKernel, narrow: bool) -> [Problem; 3] {
+/// Tails along every axis, grouped heads, the masks' edges; scores of which some keys take most.
+fn problems(kernel: MatrixKernel) -> [Problem; 3] {
     let shape = |q_len, kv_len, dim| Shape::cross_attention(1, 2, q_len, kv_len, dim);
-    let [usual, widest, odd, odd_v] = match (narrow, kernel.is_split()) {
-        (true, _) => [16, 32, 20, 12],
-        (false, true) => [64, 64, 40, 24],
-        (false, false) => [64, 128, 40, 24],
-    };
+    let widest = if kernel.is_split() { 64 } else { 128 };
     [
-        Problem::new(shape(70, 150, usual)),
+        Problem::new(shape(70, 150, 64)),
         Problem::new(shape(133, 133, widest).with_kv_heads(1)).mask(Mask::CAUSAL),
-        Problem::new(shape(37, 101, odd).with_v_head_dim(odd_v)).mask(Mask::window(30)).scale(2.0),
+        Problem::new(shape(37, 101, 40).with_v_head_dim(24)).mask(Mask::window(30)).scale(2.0),
     ]
     .map(|problem| {
         let problem = problem.with_lse();
