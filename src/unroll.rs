@@ -1,4 +1,7 @@
-//! Writes loops of constant length out, where wgpu's run-time checks or their length would keep a compiler from doing so.
+//! Writes loops of constant length out, where wgpu's run-time checks or their length would keep a compiler from doing so,
+//! or keeps compilers from it.
+
+use crate::kernels::FlashTile;
 
 /// Loops of at most this many rounds are written out: those over 128 columns, four at a time.
 const MOST: u32 = 32;
@@ -34,6 +37,14 @@ pub(crate) fn unrolled(text: &str, constants: &[(&str, u32)]) -> String {
     result
 }
 
+/// The text with loops that no compiler writes out: what is added to their variables is taken once, which only the
+/// parameters say.
+pub(crate) fn rolled(text: &str) -> String {
+    let once = format!("params.rows_each / {}u", FlashTile::TILE_M);
+    text.replace("++) {", &format!(" += {once}) {{"))
+        .replace("+= THREADS) {", &format!("+= THREADS * ({once})) {{"))
+}
+
 struct Loop<'a> {
     name: &'a str,
     rounds: u32,
@@ -65,7 +76,7 @@ impl<'a> Loop<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::unrolled;
+    use super::{rolled, unrolled};
 
     #[test]
     fn loops_of_constant_length_are_written_out() {
@@ -94,5 +105,13 @@ mod tests {
         ] {
             assert_eq!(unrolled(text, &[("N", 2)]), text);
         }
+    }
+
+    #[test]
+    fn loops_are_kept_from_compilers() {
+        let text = "for (var i = 0u; i < 4u; i++) { x[i]++; }\nfor (var i = lane; i < N; i += THREADS) { put(i); }";
+        let want = "for (var i = 0u; i < 4u; i += params.rows_each / 4u) { x[i]++; }\n\
+                    for (var i = lane; i < N; i += THREADS * (params.rows_each / 4u)) { put(i); }";
+        assert_eq!(rolled(text), want);
     }
 }

@@ -2,8 +2,8 @@
 
 use super::flash::source;
 use super::{AttentionParams, Element, Features, Kernel};
-use crate::shader::{Source, file};
-use crate::unroll::unrolled;
+use crate::shader::{File, Source, file};
+use crate::unroll::{rolled, unrolled};
 
 /// How kernels use the device's matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,6 +38,12 @@ impl Fragments {
         if self.split { 64 } else { 128 }
     }
 
+    /// Whether a CPU emulates the matrix units: to its compiler fragments are memory, which may be indexed at run time, and
+    /// every fragment that the text names takes it a tenth of a second.
+    fn on_software(self) -> bool {
+        self.subgroup_size < 16
+    }
+
     fn parts(self) -> u32 {
         if self.split { 2 } else { 1 }
     }
@@ -54,6 +60,12 @@ impl Fragments {
             .alias("FragmentB", &fragment("f16", "B"))
             .alias("FragmentC", &fragment("f32", "C"))
             .file(file!("common/halves.wgsl"))
+    }
+
+    /// The text of a product.
+    pub(super) fn product(self) -> File {
+        let file = file!("common/product_coop.wgsl");
+        if self.on_software() { File { text: rolled(&file.text).into(), ..file } } else { file }
     }
 
     /// Bytes of workgroup memory of `common/product_coop.wgsl`.
@@ -92,9 +104,10 @@ impl From<FlashCoop<'_>> for Kernel {
         let s_fragments = block_kv / size;
         let v_fragments = v_head_dim.div_ceil(size);
         let mut kernel = file!("kernels/flash_coop.wgsl");
-        // Arrays of fragments are registers: nothing may index them at run time. To a software GPU they are memory, and
-        // loops are compiled in half of the time.
-        if fragments.subgroup_size >= 16 || source.is_checked() {
+        kernel.text = if fragments.on_software() {
+            rolled(&kernel.text).into()
+        } else {
+            // Arrays of fragments are registers: nothing may index them at run time.
             let constants = [
                 ("S_FRAGMENTS", s_fragments),
                 ("D_FRAGMENTS", head_dim.div_ceil(size)),
@@ -103,8 +116,8 @@ impl From<FlashCoop<'_>> for Kernel {
                 ("Q_PARTS", block_q / block_kv),
                 ("KEYS", block_kv * block_q / threads),
             ];
-            kernel.text = unrolled(&kernel.text, &constants).into();
-        }
+            unrolled(&kernel.text, &constants).into()
+        };
         let pitch = head_dim.max(v_head_dim).next_multiple_of(size) + 8;
         let halves = fragments.parts() * (block_kv * pitch + block_q * (block_kv + 8));
         Self {

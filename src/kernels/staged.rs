@@ -70,7 +70,7 @@ impl Product {
                 .flag("A_ALONG_M", factors.a_along_m)
                 .flag("B_ALONG_N", factors.b_along_n)
                 .real("A_SCALE", if factors.weights { "32768.0" } else { "1.0" })
-                .file(file!("common/product_coop.wgsl")),
+                .file(fragments.product()),
         }
     }
 }
