@@ -88,8 +88,8 @@ fn multiply(w: Work, d: u32, s: ptr<function, array<vec4<f32>, TILE_M>>) {
     }
 }
 
-// w of a pair; 0 where its row does not see its key.
-fn weight_of(w: Work, own: u32, walked: u32, edge: bool, product: f32, d_p: f32) -> f32 {
+// w of a pair that its row sees.
+fn weight_of(w: Work, own: u32, walked: u32, product: f32, d_p: f32) -> f32 {
     let at = pair_of(own, walked);
     let row = min(at.x, params.q_len - 1u);
     let key = min(at.y, params.kv_len - 1u);
@@ -98,18 +98,24 @@ fn weight_of(w: Work, own: u32, walked: u32, edge: bool, product: f32, d_p: f32)
     let gradient = pair_gradient(product, place, w.batch, w.head, row, key);
     let keep = kept(1.0, place, w.batch, w.head, row, key);
     let p = exp(gradient.score - bitcast<f32>(stats[stat]));
-    var weight = p * keep;
-    if !OF_VALUES { weight = p * (keep * d_p - bitcast<f32>(stats[stat + 1u])) * gradient.by_product; }
-    if !edge { return weight; }
-    let in_band = at.x < params.q_len && at.y >= block_begin(w.batch, row) && at.y < block_end(w.batch, row);
-    var shown = in_band;
-    if PAIRS { shown = in_band && pair_visible(place, w.batch, w.head, row, key); }
-    return select(0.0, weight, shown);
+    if OF_VALUES { return p * keep; }
+    return p * (keep * d_p - bitcast<f32>(stats[stat + 1u])) * gradient.by_product;
 }
 
-// Goes on by one tile.
+// Whether the pair's row sees its key.
+fn shown(w: Work, own: u32, walked: u32) -> bool {
+    let at = pair_of(own, walked);
+    let row = min(at.x, params.q_len - 1u);
+    let in_band = at.x < params.q_len && at.y >= block_begin(w.batch, row) && at.y < block_end(w.batch, row);
+    if !PAIRS { return in_band; }
+    let place = place_of(params.batch_first + w.batch, params.q_first + row);
+    return in_band && pair_visible(place, w.batch, w.head, row, min(at.y, params.kv_len - 1u));
+}
+
+// Goes on by one tile; on the edge, some pairs are excluded.
 fn tile(w: Work, walk_first: u32, edge: bool, o: ptr<function, array<vec4<f32>, TILE_M * C_CHUNKS>>) {
-    let chunk4 = params.rows_each * 2u;     // CHUNK4, but no compiler knows
+    // The same, but where pairs take many registers no compiler knows, and unrolls.
+    let chunk4 = select(CHUNK4, params.rows_each * 2u, PAIRS);
     var s: array<vec4<f32>, TILE_M>;
     var d_p: array<vec4<f32>, TILE_M>;
     for (var chunk = 0u; chunk < D_CHUNKS; chunk++) {
@@ -117,7 +123,7 @@ fn tile(w: Work, walk_first: u32, edge: bool, o: ptr<function, array<vec4<f32>, 
         stage_own(w, walk_first, chunk, false);
         stage_walked(w, walk_first, chunk, false);
         workgroupBarrier();
-        for (var d = 0u; d < select(CHUNK4, chunk4, edge); d++) { multiply(w, d, &s); }
+        for (var d = 0u; d < chunk4; d++) { multiply(w, d, &s); }
     }
     if !OF_VALUES {
         for (var chunk = 0u; chunk < V_CHUNKS; chunk++) {
@@ -125,7 +131,7 @@ fn tile(w: Work, walk_first: u32, edge: bool, o: ptr<function, array<vec4<f32>, 
             stage_own(w, walk_first, chunk, true);
             stage_walked(w, walk_first, chunk, true);
             workgroupBarrier();
-            for (var d = 0u; d < select(CHUNK4, chunk4, edge); d++) { multiply(w, d, &d_p); }
+            for (var d = 0u; d < chunk4; d++) { multiply(w, d, &d_p); }
         }
     }
     // Pairs of one row after the other, in loops that no compiler unrolls, and through the rows' own places in workgroup
@@ -144,10 +150,15 @@ fn tile(w: Work, walk_first: u32, edge: bool, o: ptr<function, array<vec4<f32>, 
             let own = w.own_first + row;
             let product = own_tile[row * PITCH + w.x];
             let d_p4 = walk_tile[own_place + i];
-            own_tile[row * PITCH + w.x] = vec4<f32>(weight_of(w, own, walked, edge, product.x, d_p4.x),
-                                                    weight_of(w, own, walked + 1u, edge, product.y, d_p4.y),
-                                                    weight_of(w, own, walked + 2u, edge, product.z, d_p4.z),
-                                                    weight_of(w, own, walked + 3u, edge, product.w, d_p4.w));
+            var weights = vec4<f32>(weight_of(w, own, walked, product.x, d_p4.x),
+                                    weight_of(w, own, walked + 1u, product.y, d_p4.y),
+                                    weight_of(w, own, walked + 2u, product.z, d_p4.z),
+                                    weight_of(w, own, walked + 3u, product.w, d_p4.w));
+            if edge {
+                weights = select(vec4<f32>(), weights, vec4<bool>(shown(w, own, walked), shown(w, own, walked + 1u),
+                                                                  shown(w, own, walked + 2u), shown(w, own, walked + 3u)));
+            }
+            own_tile[row * PITCH + w.x] = weights;
         }
     }
     workgroupBarrier();
@@ -155,7 +166,7 @@ fn tile(w: Work, walk_first: u32, edge: bool, o: ptr<function, array<vec4<f32>, 
         if n > 0u { workgroupBarrier(); }
         stage_summed(w, walk_first, n);
         workgroupBarrier();
-        for (var k = 0u; k < select(CHUNK4, chunk4, edge); k++) {
+        for (var k = 0u; k < chunk4; k++) {
             let c0 = walk_tile[(4u * k) * PITCH + w.x];
             let c1 = walk_tile[(4u * k + 1u) * PITCH + w.x];
             let c2 = walk_tile[(4u * k + 2u) * PITCH + w.x];
@@ -189,16 +200,9 @@ fn gradient_tile_kernel(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_
     var o: array<vec4<f32>, TILE_M * C_CHUNKS>;
     for (var head = heads.x; head < heads.y; head++) {
         let w = Work(batch, head, own_first, column, x, y);
-        var walk_first = range.x / BLOCK_WALK * BLOCK_WALK;
-        while walk_first < range.y {
-            while !PAIRS && walk_first >= whole.x && walk_first + BLOCK_WALK <= min(whole.y, range.y) {
-                tile(w, walk_first, false, &o);
-                walk_first += BLOCK_WALK;
-            }
-            if walk_first < range.y {
-                tile(w, walk_first, true, &o);
-                walk_first += BLOCK_WALK;
-            }
+        for (var walk_first = range.x / BLOCK_WALK * BLOCK_WALK; walk_first < range.y; walk_first += BLOCK_WALK) {
+            let edge = PAIRS || walk_first < whole.x || walk_first + BLOCK_WALK > min(whole.y, range.y);
+            tile(w, walk_first, edge, &o);
         }
     }
 
