@@ -38,8 +38,8 @@ impl Fragments {
         if self.split { 64 } else { 128 }
     }
 
-    /// Whether a CPU emulates the matrix units: to its compiler fragments are memory, which may be indexed at run time, and
-    /// every fragment that the text names takes it a tenth of a second.
+    /// Whether a CPU emulates the matrix units: fragments are memory then, which may be indexed at run time, and a loop over
+    /// them that its compiler writes out takes it seconds.
     fn on_software(self) -> bool {
         self.subgroup_size < 16
     }

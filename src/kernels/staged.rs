@@ -28,7 +28,8 @@ impl Product {
         }
     }
 
-    /// Elements along k that are taken at a time: the third stage reads so many past the last key that a row sees.
+    /// Elements along k that are taken at a time, or a multiple: up to one of these the third stage reads past the last key
+    /// that a row sees. Columns take 4, and share the second stage's kernel with tiles all the same.
     pub(crate) fn chunk(self) -> u32 {
         match self {
             Self::Tile { .. } | Self::Lane { .. } => 16,
