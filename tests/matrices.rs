@@ -124,7 +124,7 @@ fn the_catalogue_agrees_with_the_definition() {
 /// All features mixed.
 #[test]
 fn random_problems_agree_with_the_definition() {
-    let count = if support::small() { 4 } else { 12 };
+    let count = if support::small() { 8 } else { 30 };
     let cases = kinds(11, 60, 12).into_iter().take(count).map(|(kind, mut random)| {
         let problem = kind.problem(&mut random);
         let types = [Types::F16, Types::F16ToF32, Types::F16AndBf16, Types::Split];
@@ -132,7 +132,7 @@ fn random_problems_agree_with_the_definition() {
         (case.sharp([1.0, 8.0, 20.0][random.below(3) as usize]), types[random.below(4) as usize])
     });
     let met = judged(cases);
-    assert!(!has_matrices() || met > 0, "none on matrix units");
+    assert!(!has_matrices() || met > count / 2, "{met} on matrix units");
 }
 
 /// Few large weights too: what is kept is scaled where f16 no longer bounds it.
