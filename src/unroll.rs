@@ -2,14 +2,21 @@
 //! or keeps compilers from it.
 
 use crate::kernels::FlashTile;
+use std::collections::BTreeSet;
 
 /// Loops of at most this many rounds are written out: those over 128 columns, four at a time.
 const MOST: u32 = 32;
 
 /// The text with every loop `for (var i = 0u; i < N; i++) { .. }` written out, round by round, where N is a number or
-/// one of the `constants`. Bodies see `i` as a constant, so that what they index with it needs no check. Lines stay where
-/// they are: all rounds but the first are put on one.
+/// one of the `constants`. Bodies have the number for `i`, so that what they index with it needs no check, and stand
+/// where the loop was, without a block of their own: readers of SPIR-V take long over thousands of blocks. What a body
+/// declares has another name in every round. Lines stay where they are: all rounds but the first are put on one.
 pub(crate) fn unrolled(text: &str, constants: &[(&str, u32)]) -> String {
+    written_out(text, constants, &mut 0)
+}
+
+/// `copies`: rounds with names of their own that have been written.
+fn written_out(text: &str, constants: &[(&str, u32)], copies: &mut u32) -> String {
     let mut result = String::with_capacity(text.len() * 4);
     let mut rest = text;
     while let Some(start) = rest.find("for (var ") {
@@ -17,12 +24,20 @@ pub(crate) fn unrolled(text: &str, constants: &[(&str, u32)]) -> String {
         result.push_str(before);
         match Loop::parse(from, constants) {
             Some(Loop { name, rounds, body, after }) => {
-                let body = unrolled(body, constants);
-                let code = body.lines().map(|line| line.split("//").next().unwrap_or_default());
+                let body = written_out(body, constants, copies);
+                let code =
+                    body.lines().map(|line| line.split("//").next().unwrap_or_default().trim());
                 let line = code.collect::<Vec<_>>().join(" ");
+                let declared = declared(&body);
                 for i in 0..rounds {
                     let body = if i == 0 { &body } else { &line };
-                    result.push_str(&format!("{{ const {name} = {i}u;{body}}}"));
+                    *copies += u32::from(!declared.is_empty());
+                    result.push_str(&with_words(body, |word| {
+                        let is_new = declared.contains(word);
+                        (word == name)
+                            .then(|| format!("{i}u"))
+                            .or(is_new.then(|| format!("{word}_{copies}")))
+                    }));
                 }
                 rest = after;
             }
@@ -35,6 +50,36 @@ pub(crate) fn unrolled(text: &str, constants: &[(&str, u32)]) -> String {
     }
     result.push_str(rest);
     result
+}
+
+/// The names that a text declares.
+fn declared(text: &str) -> BTreeSet<&str> {
+    let words: Vec<&str> =
+        text.split(|c: char| !is_of_word(c)).filter(|word| !word.is_empty()).collect();
+    let pairs = words.windows(2).filter(|pair| ["let", "var", "const"].contains(&pair[0]));
+    pairs.map(|pair| pair[1]).collect()
+}
+
+/// The text with other words for some: members, which follow a point, stay.
+fn with_words(text: &str, other: impl Fn(&str) -> Option<String>) -> String {
+    let mut result = String::with_capacity(text.len() + 64);
+    let mut rest = text;
+    while let Some(start) = rest.find(is_of_word) {
+        let (before, from) = rest.split_at(start);
+        let (word, after) = from.split_at(from.find(|c| !is_of_word(c)).unwrap_or(from.len()));
+        result.push_str(before);
+        match other(word).filter(|_| !before.ends_with('.')) {
+            Some(other) => result.push_str(&other),
+            None => result.push_str(word),
+        }
+        rest = after;
+    }
+    result.push_str(rest);
+    result
+}
+
+fn is_of_word(c: char) -> bool {
+    c == '_' || c.is_ascii_alphanumeric()
 }
 
 /// The text with loops that no compiler writes out: what is added to their variables is taken once, which only the
@@ -82,16 +127,32 @@ mod tests {
     fn loops_of_constant_length_are_written_out() {
         let text = "for (var i = 0u; i < 2u; i++) { for (var r = 0u; r < N; r++) { f(i, r); } }";
         let written = unrolled(text, &[("N", 2)]);
-        assert_eq!(written.matches("f(i, r);").count(), 4, "{written}");
-        assert_eq!(written.matches("const r = 1u;").count(), 2);
-        assert!(!written.contains("for"));
+        let words: Vec<&str> = written.split_whitespace().collect();
+        assert_eq!(words.join(" "), "f(0u, 0u); f(0u, 1u); f(1u, 0u); f(1u, 1u);");
+    }
+
+    #[test]
+    fn what_a_body_declares_has_a_name_of_its_own_in_every_round() {
+        let text = "for (var i = 0u; i < 2u; i++) { let a = b.a + i; for (var j = 0u; j < 1u; j++) { var c = a; } }\n\
+                    for (var i = 0u; i < 1u; i++) { let a = v.i; if a > 1u { let i4 = 4u; } }";
+        let written = unrolled(text, &[]);
+        let declared: Vec<&str> =
+            written.split("let ").skip(1).map(|rest| &rest[..rest.find(' ').unwrap()]).collect();
+        assert_eq!(declared.len(), 4, "{written}");
+        assert!((1..4).all(|i| !declared[..i].contains(&declared[i])), "{written}");
+        assert!(written.contains(&format!("let {} = b.a + 1u;", declared[1])), "{written}");
+        assert!(written.contains(&format!(" = {};", declared[1])), "{written}");
+        assert!(
+            written.contains(&format!("let {} = v.i; if {0} > 1u {{", declared[2])),
+            "{written}"
+        );
     }
 
     #[test]
     fn lines_stay_where_they_are() {
         let text = "for (var i = 0u; i < 3u; i++) {\n    f(i); // once\n    g(i);\n}\nh();\n";
         let written = unrolled(text, &[]);
-        assert_eq!(written.matches("g(i);").count(), 3, "{written}");
+        assert_eq!(written.matches("g(").count(), 3, "{written}");
         assert_eq!(written.lines().nth(4), Some("h();"), "{written}");
     }
 
