@@ -12,7 +12,37 @@ const MOST: u32 = 32;
 /// where the loop was, without a block of their own: readers of SPIR-V take long over thousands of blocks. What a body
 /// declares has another name in every round. Lines stay where they are: all rounds but the first are put on one.
 pub(crate) fn unrolled(text: &str, constants: &[(&str, u32)]) -> String {
-    written_out(text, constants, &mut 0)
+    indexed_by_numbers(&written_out(text, constants, &mut 0), constants)
+}
+
+/// The text with a number for every index that is a sum of products of numbers and constants. naga's time grows with the
+/// square of a function's expressions, and each step of such a sum is one.
+fn indexed_by_numbers(text: &str, constants: &[(&str, u32)]) -> String {
+    let mut result = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(open) = rest.find('[') {
+        let (before, from) = rest.split_at(open + 1);
+        result.push_str(before);
+        let index = &from[..from.find(['[', ']']).unwrap_or(from.len())];
+        match value(index, constants) {
+            Some(number) => result.push_str(&format!("{number}u")),
+            None => result.push_str(index),
+        }
+        rest = &from[index.len()..];
+    }
+    result.push_str(rest);
+    result
+}
+
+/// The value of a sum of products.
+fn value(sum: &str, constants: &[(&str, u32)]) -> Option<u32> {
+    let factor = |word: &str| {
+        let constant = constants.iter().find(|(name, _)| *name == word).map(|(_, value)| *value);
+        constant.or_else(|| word.strip_suffix('u')?.parse().ok())
+    };
+    let product =
+        |term: &str| term.split('*').map(|word| factor(word.trim())).product::<Option<u32>>();
+    sum.split('+').map(product).sum()
 }
 
 /// `copies`: rounds with names of their own that have been written.
@@ -145,6 +175,18 @@ mod tests {
         assert!(
             written.contains(&format!("let {} = v.i; if {0} > 1u {{", declared[2])),
             "{written}"
+        );
+    }
+
+    #[test]
+    fn an_index_is_one_number() {
+        let text = "for (var i = 1u; i < 2u; i++) { } for (var i = 0u; i < 2u; i++) { s[2u * N + i] = t[N * i + j][i] + u[(i + 1u)] + i; }";
+        let written = unrolled(text, &[("N", 3)]);
+        let words: Vec<&str> = written.split_whitespace().collect();
+        assert_eq!(
+            words.join(" "),
+            "for (var i = 1u; i < 2u; i++) { } s[6u] = t[N * 0u + j][0u] + u[(0u + 1u)] + 0u; \
+             s[7u] = t[N * 1u + j][1u] + u[(1u + 1u)] + 1u;"
         );
     }
 
