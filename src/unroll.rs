@@ -58,7 +58,7 @@ fn written_out(text: &str, constants: &[(&str, u32)], copies: &mut u32) -> Strin
                 let code =
                     body.lines().map(|line| line.split("//").next().unwrap_or_default().trim());
                 let line = code.collect::<Vec<_>>().join(" ");
-                let declared = declared(&body);
+                let declared = declared(&line);
                 for i in 0..rounds {
                     let body = if i == 0 { &body } else { &line };
                     *copies += u32::from(!declared.is_empty());
